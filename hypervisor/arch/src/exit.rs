@@ -1,0 +1,182 @@
+//! The vendor-neutral exit: why the guest stopped running, with what the hypervisor needs to go on.
+
+use crate::addr::{Gla, Gpa};
+use crate::event::Event;
+use crate::regs::Gpr;
+
+/// Why the guest exited to the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// An interrupt of the machine's, acknowledged, with its vector: to be handled by the host.
+    HostInterrupt {
+        /// The machine's vector.
+        vector: u8,
+    },
+    /// A non-maskable interrupt of the machine's.
+    HostNmi,
+    /// The time slice, or the deadline given to `run`, is over.
+    SliceEnd,
+    /// The guest can now take an external interrupt.
+    InterruptWindow,
+    /// The guest can now take an NMI.
+    NmiWindow,
+    /// An exception of the guest's that the hypervisor asked to see.
+    Exception(Event),
+    /// The guest could not deliver a double fault.
+    TripleFault,
+    /// CPUID.
+    Cpuid,
+    /// HLT.
+    Hlt,
+    /// PAUSE in a loop.
+    Pause,
+    /// VMCALL or VMMCALL.
+    Hypercall,
+    /// RDMSR of the MSR in ECX.
+    Rdmsr,
+    /// WRMSR to the MSR in ECX.
+    Wrmsr,
+    /// INVD or WBINVD.
+    CacheFlush,
+    /// XSETBV of EDX:EAX to the register in ECX.
+    Xsetbv,
+    /// An instruction that the guest's processor does not have (VMX or SVM, MONITOR, RDPMC, …): #UD.
+    Undefined,
+    /// An instruction that is there but that the guest may not use (RDPMC without a counter, …): #GP(0).
+    Forbidden,
+    /// IN, OUT, INS or OUTS.
+    Io(IoExit),
+    /// An access to a control register that the hypervisor keeps a part of.
+    Cr(CrExit),
+    /// An access to guest-physical memory that the nested tables do not allow.
+    NestedFault(NestedFault),
+    /// A nested-table entry that the processor refuses: a bug of ours, which ends the VM.
+    NestedMisconfiguration {
+        /// Where.
+        gpa: Gpa,
+    },
+    /// A task switch, which needs software.
+    TaskSwitch {
+        /// Selector of the new TSS.
+        selector: u16,
+    },
+    /// A reason that this hypervisor does not know or never asked for.
+    Unknown {
+        /// The basic exit reason or exit code, as the processor gave it.
+        reason: u64,
+        /// Exit qualification, or EXITINFO1.
+        qualification: u64,
+    },
+}
+
+/// Width of an access. Unit: bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Width {
+    /// 8 bits.
+    B1 = 1,
+    /// 16 bits.
+    B2 = 2,
+    /// 32 bits.
+    B4 = 4,
+    /// 64 bits.
+    B8 = 8,
+}
+
+impl Width {
+    /// Unit: bytes.
+    pub const fn bytes(self) -> usize {
+        self as usize
+    }
+
+    /// The bits of a 64-bit value that a value of this width has.
+    pub const fn mask(self) -> u64 {
+        match self {
+            Width::B8 => u64::MAX,
+            _ => (1 << (self as u32 * 8)) - 1,
+        }
+    }
+}
+
+/// Direction of a port access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the device to the processor.
+    In,
+    /// From the processor to the device.
+    Out,
+}
+
+/// A port access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoExit {
+    /// The port.
+    pub port: u16,
+    /// 1, 2 or 4 bytes.
+    pub width: Width,
+    /// Direction.
+    pub direction: Direction,
+    /// INS or OUTS, with its details; `None` for IN and OUT with AL, AX or EAX.
+    pub string: Option<StringIo>,
+}
+
+/// What a string instruction adds to a port access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringIo {
+    /// A REP prefix: count in rCX.
+    pub rep: bool,
+    /// Width of rCX, rSI, rDI: 2, 4 or 8 bytes.
+    pub address_width: Width,
+    /// Linear address of the first element.
+    pub linear: Gla,
+}
+
+/// Access to a control register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CrExit {
+    /// What was done.
+    pub access: CrAccess,
+}
+
+/// Kinds of access to a control register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrAccess {
+    /// MOV to control register `cr` (0, 3, 4 or 8) from `source`.
+    Write {
+        /// Number of the control register.
+        cr: u8,
+        /// Where the value comes from.
+        source: Gpr,
+    },
+    /// MOV from control register `cr` (3 or 8) to `target`.
+    Read {
+        /// Number of the control register.
+        cr: u8,
+        /// Where the value goes.
+        target: Gpr,
+    },
+    /// CLTS.
+    Clts,
+    /// LMSW with the 16-bit source.
+    Lmsw {
+        /// The new machine status word.
+        value: u16,
+    },
+}
+
+/// An access that the nested tables refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NestedFault {
+    /// The guest-physical address.
+    pub gpa: Gpa,
+    /// Data read.
+    pub read: bool,
+    /// Data write.
+    pub write: bool,
+    /// Instruction fetch.
+    pub fetch: bool,
+    /// The address was that of a guest page-table entry, not of the access itself.
+    pub table_walk: bool,
+    /// The guest-linear address, where the processor gives it.
+    pub linear: Option<Gla>,
+}

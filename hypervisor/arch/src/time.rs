@@ -1,0 +1,86 @@
+//! Time as the processor counts it.
+
+use core::ops::{Add, Sub};
+
+/// A reading of a time-stamp counter. Unit: ticks of that counter; whose counter (the machine's or a guest's, which
+/// differ by the TSC offset) is said where the value is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[repr(transparent)]
+pub struct Tsc(pub u64);
+
+impl Tsc {
+    /// The ticks from `earlier` to `self`, or 0 where `earlier` is later.
+    pub const fn since(self, earlier: Tsc) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<u64> for Tsc {
+    type Output = Tsc;
+    fn add(self, ticks: u64) -> Tsc {
+        Tsc(self.0.saturating_add(ticks))
+    }
+}
+
+impl Sub<u64> for Tsc {
+    type Output = Tsc;
+    fn sub(self, ticks: u64) -> Tsc {
+        Tsc(self.0.saturating_sub(ticks))
+    }
+}
+
+/// The rate of a counter. Unit: ticks per second; never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frequency(u64);
+
+impl Frequency {
+    /// A rate of `hz` ticks per second; 0 is taken as 1, so that no division by it can fail.
+    pub const fn from_hz(hz: u64) -> Frequency {
+        Frequency(if hz == 0 { 1 } else { hz })
+    }
+
+    /// Ticks per second.
+    pub const fn hz(self) -> u64 {
+        self.0
+    }
+
+    /// How many whole ticks of a counter of rate `other` pass while this one counts `ticks`, rounded down. Saturates.
+    pub const fn convert(self, ticks: u64, other: Frequency) -> u64 {
+        let converted = ticks as u128 * other.0 as u128 / self.0 as u128;
+        if converted > u64::MAX as u128 { u64::MAX } else { (converted & u64::MAX as u128) as u64 }
+    }
+
+    /// How many ticks of a counter of rate `other` must pass until this one has counted `ticks`, rounded up. Saturates.
+    pub const fn convert_up(self, ticks: u64, other: Frequency) -> u64 {
+        let converted = (ticks as u128 * other.0 as u128).div_ceil(self.0 as u128);
+        if converted > u64::MAX as u128 { u64::MAX } else { (converted & u64::MAX as u128) as u64 }
+    }
+
+    /// Ticks in `nanoseconds`, rounded down.
+    pub const fn ticks_in_ns(self, nanoseconds: u64) -> u64 {
+        Frequency(1_000_000_000).convert(nanoseconds, self)
+    }
+
+    /// Nanoseconds in `ticks`, rounded down.
+    pub const fn ns_in_ticks(self, ticks: u64) -> u64 {
+        self.convert(ticks, Frequency(1_000_000_000))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversion_rounds_as_said_and_saturates() {
+        let pit = Frequency::from_hz(1_193_182);
+        let tsc = Frequency::from_hz(100_000_000);
+        assert_eq!(pit.convert(1, tsc), 83);
+        assert_eq!(pit.convert_up(1, tsc), 84);
+        assert_eq!(tsc.convert(84, pit), 1);
+        assert_eq!(tsc.convert(83, pit), 0);
+        assert_eq!(pit.convert(u64::MAX, tsc), u64::MAX);
+        assert_eq!(tsc.ticks_in_ns(50_000_000), 5_000_000);
+        assert_eq!(Frequency::from_hz(0).hz(), 1);
+    }
+}

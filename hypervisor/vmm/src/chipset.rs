@@ -1,0 +1,110 @@
+//! The chipset of a VM as the run loop sees it: everything of the PC that is not processor or memory.
+//!
+//! Implemented by `lamina-devices` and, in tests, by fakes. A chipset is a pure state machine: it never touches guest
+//! memory, never waits, and learns the time only from its arguments.
+
+use lamina_arch::addr::Gpa;
+use lamina_arch::event::GuestFault;
+use lamina_arch::time::{Frequency, Tsc};
+
+/// What a chipset is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct ChipsetSetup {
+    /// Rate of the time-stamp counter, the machine's and the guest's alike.
+    pub tsc: Frequency,
+    /// The guest's TSC at power-on.
+    pub now: Tsc,
+    /// Wall-clock time at power-on, for the RTC. Unit: seconds since 1970-01-01 00:00 UTC.
+    pub unix_seconds: u64,
+    /// Guest memory, for the sizes that CMOS reports. Unit: bytes.
+    pub memory: u64,
+    /// Local APIC ID of the boot processor.
+    pub apic_id: u8,
+}
+
+/// What a write to a device asks of the VM.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Nothing.
+    None,
+    /// Power off (ACPI S5, or `Shutdown` on its port).
+    PowerOff,
+    /// Reset (0xcf9, or the keyboard controller's pulse).
+    Reset,
+    /// The guest records its status; it goes on running.
+    Status(u32),
+}
+
+/// The devices of one VM.
+///
+/// `now` is always the guest's TSC, and never runs backwards between two calls. Data is little-endian, and its length
+/// is the width of the access: 1, 2, 4 or (MMIO only) 8 bytes.
+pub trait Chipset: Sized {
+    /// A chipset as after power-on.
+    fn new(setup: &ChipsetSetup) -> Self;
+
+    /// IN from `port`. Where no device answers, all ones; counted in [`Chipset::unclaimed`].
+    fn port_read(&mut self, now: Tsc, port: u16, data: &mut [u8]);
+
+    /// OUT to `port`.
+    fn port_write(&mut self, now: Tsc, port: u16, data: &[u8]) -> Signal;
+
+    /// A read of memory-mapped registers at `gpa`. False where no device answers there; `data` is all ones then.
+    fn mmio_read(&mut self, now: Tsc, gpa: Gpa, data: &mut [u8]) -> bool;
+
+    /// A write to memory-mapped registers at `gpa`. False where no device answers there.
+    fn mmio_write(&mut self, now: Tsc, gpa: Gpa, data: &[u8]) -> bool;
+
+    /// RDMSR of one of the local APIC's MSRs: IA32_APIC_BASE, IA32_TSC_DEADLINE, the x2APIC's range.
+    ///
+    /// # Errors
+    /// #GP(0) as the manual says for each.
+    fn msr_read(&mut self, now: Tsc, msr: u32) -> Result<u64, GuestFault>;
+
+    /// WRMSR of one of the local APIC's MSRs.
+    ///
+    /// # Errors
+    /// #GP(0) as the manual says for each.
+    fn msr_write(&mut self, now: Tsc, msr: u32, value: u64) -> Result<(), GuestFault>;
+
+    /// CR8: bits 7:4 of the task priority register.
+    fn cr8(&self) -> u64;
+
+    /// MOV to CR8.
+    ///
+    /// # Errors
+    /// #GP(0) where a bit above the low four is set.
+    fn set_cr8(&mut self, value: u64) -> Result<(), GuestFault>;
+
+    /// Whether an interrupt waits that the processor would take now if RFLAGS.IF allowed: from the local APIC, by its
+    /// priorities, or from the 8259 pair through LINT0.
+    fn interrupt_pending(&self) -> bool;
+
+    /// Takes the interrupt that [`Chipset::interrupt_pending`] told of: what the INTA cycle or the local APIC's
+    /// delivery does. `None` where there is none after all.
+    fn acknowledge(&mut self) -> Option<u8>;
+
+    /// Takes a pending NMI, if there is one.
+    fn take_nmi(&mut self) -> bool;
+
+    /// Brings every timer up to `now`, raising what is due.
+    fn advance(&mut self, now: Tsc);
+
+    /// When [`Chipset::advance`] must next be called for an interrupt to be raised in time; `None` where no timer that
+    /// can interrupt is running. Guest's TSC.
+    fn next_deadline(&self) -> Option<Tsc>;
+
+    /// Gives bytes that the serial port transmits to `sink`, in order, until the sink returns false (it has not taken
+    /// that byte) or nothing is left. Bytes not taken stay, and the transmitter shows busy.
+    fn take_output(&mut self, now: Tsc, sink: &mut dyn FnMut(u8) -> bool);
+
+    /// Whether [`Chipset::take_output`] would give anything.
+    fn has_output(&self) -> bool;
+
+    /// Gives received bytes to the serial port; returns how many it had room for.
+    fn give_input(&mut self, now: Tsc, bytes: &[u8]) -> usize;
+
+    /// Accesses so far that no device answered (ports and MMIO).
+    fn unclaimed(&self) -> u64;
+}

@@ -1,0 +1,67 @@
+//! The machine as the run loop sees it: physical memory, time, waiting, the console's serial port.
+//!
+//! Implemented by `hw` and, in tests, by a fake machine. Owns nothing itself.
+
+use alloc::string::String;
+use lamina_arch::addr::Hpa;
+use lamina_arch::time::{Frequency, Tsc};
+
+use crate::vcpu::Vcpu;
+
+/// The machine's physical memory, as far as VMs and their tables may own it. An address outside of what the frame
+/// pool manages is a bug of ours, and panics.
+pub trait HostMemory {
+    /// Copies from host-physical memory at `from` into `data`.
+    fn read(&self, from: Hpa, data: &mut [u8]);
+
+    /// Copies `data` to host-physical memory at `to`.
+    fn write(&mut self, to: Hpa, data: &[u8]);
+
+    /// Fills `length` bytes from `at` with zero.
+    fn zero(&mut self, at: Hpa, length: u64);
+
+    /// Reads an aligned 64-bit table entry in one access.
+    fn read_u64(&self, at: Hpa) -> u64;
+
+    /// Writes an aligned 64-bit table entry in one access.
+    fn write_u64(&mut self, at: Hpa, value: u64);
+}
+
+/// The machine.
+pub trait Host: HostMemory {
+    /// The vendor's virtual processor.
+    type Vcpu: Vcpu;
+
+    /// The machine's time-stamp counter.
+    fn now(&self) -> Tsc;
+
+    /// Its rate, measured.
+    fn tsc_frequency(&self) -> Frequency;
+
+    /// Wall-clock time. Unit: seconds since 1970-01-01 00:00 UTC.
+    fn unix_seconds(&self) -> u64;
+
+    /// Makes a virtual processor as after reset, for the guest with the identifier `vm` (VPID or ASID; from 1).
+    ///
+    /// # Errors
+    /// A sentence that says what could not be had.
+    fn create_vcpu(&mut self, vm: u16) -> Result<Self::Vcpu, String>;
+
+    /// Handles an interrupt of the machine's that ended a guest's run.
+    fn handle_interrupt(&mut self, vector: u8);
+
+    /// Halts the processor until an interrupt of the machine's has been handled, or until `until`.
+    fn idle(&mut self, until: Option<Tsc>);
+
+    /// Puts bytes into the ring of the machine's serial port; returns how many it had room for.
+    fn serial_write(&mut self, bytes: &[u8]) -> usize;
+
+    /// How many bytes [`Host::serial_write`] would take now.
+    fn serial_room(&self) -> usize;
+
+    /// The next byte that the machine's serial port received.
+    fn serial_read(&mut self) -> Option<u8>;
+
+    /// CPUID of the machine's processor: EAX, EBX, ECX, EDX of `leaf` and `subleaf`. Slow: never on an exit.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+}

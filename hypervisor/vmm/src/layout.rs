@@ -1,0 +1,53 @@
+//! Where things are in a VM's PC: guest-physical addresses, ports and interrupt lines.
+//!
+//! One place for what the loaders, the firmware tables and the chipset must agree on. Owns no state.
+
+use lamina_arch::addr::Gpa;
+
+/// First byte of the legacy video and ROM area: ordinary memory ends here and goes on at [`HIGH_MEMORY`].
+pub const LOW_MEMORY_END: Gpa = Gpa(0xa_0000);
+/// Where the firmware tables (RSDP, XSDT, …) stand: guest memory, reserved in the memory map.
+pub const FIRMWARE_TABLES: Gpa = Gpa(0xe_0000);
+/// Size of the area for firmware tables. Unit: bytes.
+pub const FIRMWARE_TABLES_SIZE: u64 = 0x2_0000;
+/// Ordinary memory above the legacy area starts here.
+pub const HIGH_MEMORY: Gpa = Gpa(0x10_0000);
+/// The hole for devices below 4 GiB starts here; memory that does not fit below it goes on at [`ABOVE_4G`].
+pub const PCI_HOLE: Gpa = Gpa(0xc000_0000);
+/// Memory beyond the hole.
+pub const ABOVE_4G: Gpa = Gpa(0x1_0000_0000);
+/// I/O APIC registers, one page.
+pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
+/// Local APIC registers after reset, one page.
+pub const LAPIC: Gpa = Gpa(0xfee0_0000);
+
+/// ACPI PM1a event block: status (16 bits), enable (16 bits).
+pub const PM1A_EVENT_PORT: u16 = 0x600;
+/// ACPI PM1a control (16 bits).
+pub const PM1A_CONTROL_PORT: u16 = 0x604;
+/// ACPI PM timer (32 bits), 3.579545 MHz.
+pub const PM_TIMER_PORT: u16 = 0x608;
+/// The SLP_TYP value of S5 in our DSDT.
+pub const S5_SLP_TYP: u8 = 5;
+/// Reset control register of the PC (value 6 written there resets).
+pub const RESET_PORT: u16 = 0xcf9;
+/// Where a guest records its status (design page, "What scripts may rely on").
+pub const STATUS_PORT: u16 = 0xf4;
+/// Where the string `Shutdown`, bytewise, ends the VM.
+pub const SHUTDOWN_PORT: u16 = 0x8900;
+/// First serial port.
+pub const COM1_PORT: u16 = 0x3f8;
+
+/// ISA interrupt of the timer; on the I/O APIC it is pin 2.
+pub const PIT_IRQ: u8 = 0;
+/// I/O APIC pin of the timer (interrupt source override).
+pub const PIT_GSI: u8 = 2;
+/// ISA interrupt of the first serial port.
+pub const COM1_IRQ: u8 = 4;
+/// ISA interrupt of the real-time clock.
+pub const RTC_IRQ: u8 = 8;
+/// Interrupt of ACPI, level-triggered, active high.
+pub const SCI_IRQ: u8 = 9;
+
+/// What the local APIC's timer counts. Unit: ticks per second. The same number is CPUID 0x15's crystal clock (ECX).
+pub const APIC_TIMER_HZ: u64 = 25_000_000;

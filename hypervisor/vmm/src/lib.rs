@@ -1,0 +1,17 @@
+//! What a virtual machine is.
+//!
+//! Owns: the seam to the processor ([`vcpu::Vcpu`]), exit dispatch, the port and MMIO bus, nested page tables, guest
+//! memory, configuration, loaders, firmware tables, the scheduler and the console. Never executes a privileged
+//! instruction, never turns a guest's address into a pointer, never names a vendor: hardware comes in through the
+//! traits [`vcpu::Vcpu`], [`host::Host`] and [`chipset::Chipset`], so all of it runs on the host under test.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod bus;
+pub mod chipset;
+pub mod config;
+pub mod host;
+pub mod layout;
+pub mod vcpu;

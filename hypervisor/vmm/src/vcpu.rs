@@ -1,0 +1,83 @@
+//! The seam: what the run loop asks of a virtual processor.
+//!
+//! Implemented by `hw::vmx`, `hw::svm` and, in tests, by a scripted fake that drives the whole loop without hardware.
+//! State that an exit does not need is not read from the processor: `read` is lazy, `write` is written back at the
+//! next entry.
+
+use alloc::string::String;
+use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::event::{Event, Interruptibility};
+use lamina_arch::exit::Exit;
+use lamina_arch::regs::{Gprs, SysReg};
+use lamina_arch::segment::{Segment, SegmentName};
+use lamina_arch::time::Tsc;
+
+/// The processor refused to enter the guest. Ends the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryFailure {
+    /// What the processor said: the VM-instruction error or the exit reason, in words.
+    pub error: String,
+    /// The field and the rule of the manual that it breaks, as far as a check of our own finds them.
+    pub broken_rules: alloc::vec::Vec<String>,
+}
+
+/// A virtual processor of some vendor's.
+pub trait Vcpu {
+    /// Enters the guest and returns when it exits, at the latest at `deadline` (the machine's TSC).
+    ///
+    /// # Errors
+    /// [`EntryFailure`] where the processor refuses the state.
+    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure>;
+
+    /// The general-purpose registers, without RSP.
+    fn gprs(&mut self) -> &mut Gprs;
+
+    /// Reads a register.
+    fn read(&mut self, register: SysReg) -> u64;
+
+    /// Writes a register. The value was checked: the guest's mistakes are found before they come here.
+    fn write(&mut self, register: SysReg, value: u64);
+
+    /// Reads a segment register.
+    fn segment(&mut self, name: SegmentName) -> Segment;
+
+    /// Writes a segment register.
+    fn set_segment(&mut self, name: SegmentName, segment: Segment);
+
+    /// Moves RIP past the instruction that exited and ends the one-instruction shadow.
+    fn advance(&mut self);
+
+    /// Moves RIP past an instruction of `length` bytes (decoded by us) and ends the one-instruction shadow.
+    fn advance_by(&mut self, length: u8);
+
+    /// What keeps the guest from taking an interrupt.
+    fn interruptibility(&mut self) -> Interruptibility;
+
+    /// Makes `event` happen at the next entry. One event at most: see [`Interruptibility::event_pending`].
+    fn inject(&mut self, event: Event);
+
+    /// The event whose delivery the last exit interrupted, to be injected again.
+    fn interrupted_event(&mut self) -> Option<Event>;
+
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt, or no longer.
+    fn request_interrupt_window(&mut self, wanted: bool);
+
+    /// Asks for [`Exit::NmiWindow`] as soon as the guest can take an NMI, or no longer.
+    fn request_nmi_window(&mut self, wanted: bool);
+
+    /// The nested tables that the guest's memory goes through: the address of the top table.
+    fn set_nested_root(&mut self, root: Hpa);
+
+    /// Forgets cached translations of the nested tables that hold `gpa` (all of them where `None`).
+    fn invalidate_nested(&mut self, gpa: Option<Gpa>);
+
+    /// The guest's TSC minus the machine's. Unit: ticks.
+    fn set_tsc_offset(&mut self, offset: i64);
+
+    /// This vCPU comes in on this processor: moves in what is not switched at every exit (extended state, MSRs, debug
+    /// registers).
+    fn load(&mut self);
+
+    /// This vCPU goes out: saves what [`Vcpu::load`] moved in.
+    fn unload(&mut self);
+}

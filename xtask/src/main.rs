@@ -1,0 +1,2 @@
+//! The command surface of Lamina: `cargo xtask`.
+fn main() {}

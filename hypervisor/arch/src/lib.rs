@@ -17,3 +17,4 @@ pub mod msr;
 pub mod regs;
 pub mod segment;
 pub mod time;
+pub mod vmx;

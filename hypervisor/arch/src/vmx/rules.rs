@@ -1,0 +1,1 @@
+//! The checks that VM entry makes.

@@ -12,6 +12,9 @@ extern crate alloc;
 pub mod bus;
 pub mod chipset;
 pub mod config;
+#[cfg(test)]
+pub(crate) mod fake_memory;
+pub mod frames;
 pub mod host;
 pub mod layout;
 pub mod vcpu;

@@ -12,9 +12,11 @@ extern crate alloc;
 pub mod bus;
 pub mod chipset;
 pub mod config;
+pub mod console;
 #[cfg(test)]
 pub(crate) mod fake_memory;
 pub mod frames;
 pub mod host;
 pub mod layout;
+pub mod nested;
 pub mod vcpu;

@@ -28,6 +28,7 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -92,7 +93,7 @@ struct Attached {
 #[derive(Debug)]
 enum Typing {
     /// To the prompt. `visible`: it stands on the terminal now, below the last line.
-    Terminal { prompt: Prompt, visible: bool },
+    Terminal { prompt: Box<Prompt>, visible: bool },
     /// To a line that a script writes. `overlong`: its rest is left out.
     Script { line: String, overlong: bool },
 }
@@ -117,7 +118,7 @@ impl Console {
     /// given in.
     pub fn new(interactive: bool, tsc: Frequency) -> Console {
         let typing = if interactive {
-            Typing::Terminal { prompt: Prompt::new(), visible: false }
+            Typing::Terminal { prompt: Box::new(Prompt::new()), visible: false }
         } else {
             Typing::Script { line: String::new(), overlong: false }
         };

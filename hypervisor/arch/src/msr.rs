@@ -46,6 +46,9 @@ pub const IA32_VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
 pub const IA32_VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
 pub const IA32_VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
 pub const IA32_VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
+pub const IA32_VMX_VMFUNC: u32 = 0x491;
+pub const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
+pub const IA32_VMX_EXIT_CTLS2: u32 = 0x493;
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// First MSR of the x2APIC's range (SDM vol. 3, "x2APIC Register Address Space"): MMIO offset / 16 + this.
 pub const X2APIC_FIRST: u32 = 0x800;

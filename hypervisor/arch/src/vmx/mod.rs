@@ -3,6 +3,7 @@
 //! Owns no state and reads no processor: values come in as arguments. SDM vol. 3, chapters "Virtual-Machine Control
 //! Structures", "VM Entries", "VM Exits" and appendix "VMX Capability Reporting Facility".
 
+pub mod capabilities;
 pub mod controls;
 pub mod exit;
 pub mod field;

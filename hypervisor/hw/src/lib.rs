@@ -1,2 +1,39 @@
-//! placeholder
+//! The machine itself: the one crate of the hypervisor that may be unsafe.
+//!
+//! Owns: processor tables (GDT, TSS, IDT), page tables, the heap's memory and the list of memory that virtual machines
+//! may have, the local and the I/O APIC, time, the serial port, and the end of the machine. Offers them as
+//! [`platform::Platform`], the implementation of `lamina_vmm::host::Host`. Never decides what a guest may do: that is
+//! `lamina_vmm`'s, which forbids unsafe code.
+//!
+//! The hypervisor runs with interrupts off, always. It takes them at two places: in [`platform::Platform`]'s `idle`,
+//! and by a guest's exit, which hands the vector to [`interrupts::dispatch`]. So no lock of this crate is ever held
+//! when an interrupt's handler runs on the same processor; only an NMI or an exception can come at any instruction,
+//! and their handlers take no lock.
 #![no_std]
+#![allow(
+    unsafe_code,
+    reason = "this crate executes privileged instructions and touches physical memory; every block says why it is sound"
+)]
+
+extern crate alloc;
+
+pub mod apic;
+pub mod control;
+pub mod exit;
+pub mod gdt;
+pub mod guest_ram;
+pub mod idt;
+pub mod interrupts;
+pub mod ioapic;
+pub mod logger;
+pub mod madt;
+pub mod memory;
+pub mod paging;
+pub mod percpu;
+pub mod pic;
+pub mod platform;
+pub mod report;
+pub mod rtc;
+pub mod serial;
+pub mod symbols;
+pub mod timer;

@@ -1,0 +1,214 @@
+//! The local APIC of the machine's processor (SDM vol. 3, "Advanced Programmable Interrupt Controller (APIC)").
+//!
+//! Owns its registers, in xAPIC or x2APIC mode, and its timer. IA32_APIC_BASE.EN is only ever set, never cleared:
+//! setting it again is not reliable everywhere.
+
+use core::sync::atomic::{Ordering, fence};
+use lamina_arch::addr::Hpa;
+use lamina_arch::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST};
+use lamina_arch::time::{Frequency, Tsc};
+use spin::Once;
+use x86_64::registers::model_specific::Msr;
+
+use crate::{control, interrupts, paging, timer};
+
+/// Offsets of registers in the xAPIC's page. Unit: bytes. In x2APIC mode, 1/16 of it is the MSR's offset.
+mod register {
+    pub const ID: u16 = 0x20;
+    pub const TASK_PRIORITY: u16 = 0x80;
+    pub const END_OF_INTERRUPT: u16 = 0xb0;
+    pub const SPURIOUS: u16 = 0xf0;
+    pub const IN_SERVICE: u16 = 0x100;
+    pub const ERROR_STATUS: u16 = 0x280;
+    pub const LVT_TIMER: u16 = 0x320;
+    pub const LVT_LINT0: u16 = 0x350;
+    pub const LVT_LINT1: u16 = 0x360;
+    pub const LVT_ERROR: u16 = 0x370;
+    pub const INITIAL_COUNT: u16 = 0x380;
+    pub const CURRENT_COUNT: u16 = 0x390;
+    pub const DIVIDE: u16 = 0x3e0;
+}
+
+const BASE_ENABLE: u64 = 1 << 11;
+const BASE_X2APIC: u64 = 1 << 10;
+const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const SOFTWARE_ENABLE: u32 = 1 << 8;
+const LVT_MASKED: u32 = 1 << 16;
+const LVT_NMI: u32 = 4 << 8;
+const LVT_TSC_DEADLINE: u32 = 2 << 17;
+/// Divide configuration: by 16.
+const DIVIDE_BY_16: u32 = 3;
+
+/// How registers are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Through a page of memory, at this virtual address.
+    XApic(usize),
+    /// Through MSRs.
+    X2Apic,
+}
+
+/// What the timer counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// It fires at a value of the TSC.
+    TscDeadline,
+    /// It counts down at this rate.
+    OneShot(Frequency),
+}
+
+/// The same for all processors.
+static MODE: Once<Mode> = Once::new();
+/// The same for all processors.
+static TIMER: Once<Timer> = Once::new();
+
+fn mode() -> Mode {
+    match MODE.get() {
+        Some(mode) => *mode,
+        None => panic!("the local APIC is used before it is set up"),
+    }
+}
+
+fn read(register: u16) -> u32 {
+    match mode() {
+        Mode::XApic(base) => {
+            // SAFETY: `init` mapped the register page there for good, and the offset is an aligned one in the page.
+            unsafe { core::ptr::with_exposed_provenance::<u32>(base + usize::from(register)).read_volatile() }
+        }
+        // The register is 32 bits wide; the upper half of the MSR reads as 0.
+        // SAFETY: in x2APIC mode these MSRs exist and reading one only reads.
+        Mode::X2Apic => unsafe { u32::try_from(x2apic(register).read()).unwrap_or(u32::MAX) },
+    }
+}
+
+fn write(register: u16, value: u32) {
+    match mode() {
+        Mode::XApic(base) => {
+            // SAFETY: as in `read`; what the registers written in this module do is wanted where they are written, and
+            // none of them touches memory.
+            unsafe {
+                core::ptr::with_exposed_provenance_mut::<u32>(base + usize::from(register)).write_volatile(value)
+            };
+        }
+        // SAFETY: as above.
+        Mode::X2Apic => unsafe { x2apic(register).write(u64::from(value)) },
+    }
+}
+
+const fn x2apic(register: u16) -> Msr {
+    Msr::new(X2APIC_FIRST + register as u32 / 16)
+}
+
+/// Sets this processor's local APIC up: x2APIC mode where the processor has it, every local source masked but NMI.
+/// Returns the mode. Once for each processor, after the page tables are ours.
+pub fn init() -> Mode {
+    let mut base = Msr::new(IA32_APIC_BASE);
+    // SAFETY: every processor with a local APIC has this MSR.
+    let value = unsafe { base.read() };
+    let has_x2apic = control::cpuid().get_feature_info().is_some_and(|f| f.has_x2apic());
+    let wanted = value | BASE_ENABLE | if has_x2apic { BASE_X2APIC } else { 0 };
+    if wanted != value {
+        // SAFETY: turns the APIC on where it stands, or into x2APIC mode, which the processor has. Interrupts are off.
+        unsafe { base.write(wanted) };
+    }
+    MODE.call_once(|| {
+        if has_x2apic {
+            Mode::X2Apic
+        } else {
+            Mode::XApic(paging::map_registers(Hpa(value & BASE_ADDRESS)).expose_provenance())
+        }
+    });
+    write(register::TASK_PRIORITY, 0);
+    write(register::LVT_TIMER, LVT_MASKED);
+    write(register::LVT_LINT0, LVT_MASKED);
+    write(register::LVT_LINT1, LVT_NMI);
+    write(register::LVT_ERROR, u32::from(interrupts::APIC_ERROR));
+    write(register::SPURIOUS, SOFTWARE_ENABLE | u32::from(interrupts::SPURIOUS));
+    clear_error();
+    end_of_interrupt();
+    mode()
+}
+
+/// ID of this processor's local APIC.
+pub fn id() -> u32 {
+    match mode() {
+        Mode::XApic(_) => read(register::ID) >> 24,
+        Mode::X2Apic => read(register::ID),
+    }
+}
+
+/// Ends the interrupt with the highest priority in service.
+pub fn end_of_interrupt() {
+    write(register::END_OF_INTERRUPT, 0);
+}
+
+/// Whether `vector` is in service: delivered, and not ended yet.
+pub fn in_service(vector: u8) -> bool {
+    let word = read(register::IN_SERVICE + u16::from(vector / 32) * 16);
+    word & 1 << (vector % 32) != 0
+}
+
+/// Forgets the errors seen so far; the write is what the processor asks for before a read.
+pub fn clear_error() {
+    write(register::ERROR_STATUS, 0);
+}
+
+/// Sets this processor's timer up, stopped: in TSC-deadline mode where the processor has it, else measured against the
+/// TSC, which counts `tsc` ticks per second. Returns what it counts.
+pub fn init_timer(tsc: Frequency) -> Timer {
+    let has_deadline = control::cpuid().get_feature_info().is_some_and(|f| f.has_tsc_deadline());
+    let timer = *TIMER.call_once(|| if has_deadline { Timer::TscDeadline } else { Timer::OneShot(measure(tsc)) });
+    let mode = if timer == Timer::TscDeadline { LVT_TSC_DEADLINE } else { 0 };
+    write(register::DIVIDE, DIVIDE_BY_16);
+    write(register::LVT_TIMER, mode | u32::from(interrupts::TIMER));
+    // In xAPIC mode the deadline's MSR must not overtake the mode's write to memory (SDM vol. 3, "TSC-Deadline Mode").
+    fence(Ordering::SeqCst);
+    disarm();
+    timer
+}
+
+/// The timer's rate, measured over 10 ms of the TSC.
+fn measure(tsc: Frequency) -> Frequency {
+    write(register::DIVIDE, DIVIDE_BY_16);
+    write(register::INITIAL_COUNT, u32::MAX);
+    let start = timer::now();
+    while timer::now().since(start) < tsc.ticks_in_ns(10_000_000) {
+        core::hint::spin_loop();
+    }
+    let counted = u64::from(u32::MAX - read(register::CURRENT_COUNT));
+    let elapsed = timer::now().since(start);
+    write(register::INITIAL_COUNT, 0);
+    Frequency::from_hz(Frequency::from_hz(elapsed).convert(counted, tsc))
+}
+
+fn timer() -> Timer {
+    match TIMER.get() {
+        Some(timer) => *timer,
+        None => panic!("the local APIC's timer is used before it is set up"),
+    }
+}
+
+/// Lets this processor's timer interrupt at `deadline` (the machine's TSC), at once where that is past, and not before.
+/// A one-shot timer that cannot reach that far interrupts earlier.
+pub fn arm(deadline: Tsc) {
+    match timer() {
+        Timer::TscDeadline => {
+            // 0 would disarm it.
+            // SAFETY: CPUID says that the MSR is there; the interrupt that follows is handled.
+            unsafe { Msr::new(IA32_TSC_DEADLINE).write(deadline.0.max(1)) };
+        }
+        Timer::OneShot(rate) => {
+            let ticks = timer::frequency().convert_up(deadline.since(timer::now()), rate);
+            write(register::INITIAL_COUNT, u32::try_from(ticks.max(1)).unwrap_or(u32::MAX));
+        }
+    }
+}
+
+/// Stops this processor's timer.
+pub fn disarm() {
+    match timer() {
+        // SAFETY: as in `arm`.
+        Timer::TscDeadline => unsafe { Msr::new(IA32_TSC_DEADLINE).write(0) },
+        Timer::OneShot(_) => write(register::INITIAL_COUNT, 0),
+    }
+}

@@ -1,0 +1,49 @@
+//! The machine's interrupts: which vector is whose, and what happens with each.
+//!
+//! Owns the map of vectors. [`dispatch`] is called from the interrupt descriptor table while the hypervisor idles, and
+//! directly, with the acknowledged vector, when an interrupt ended a guest's run.
+
+use crate::percpu::{self, count};
+use crate::{apic, serial};
+
+/// Where the two 8259s are put, out of the exceptions' way; all their inputs are masked. 16 vectors.
+pub const LEGACY_PIC: u8 = 0x20;
+/// The serial port.
+pub const SERIAL: u8 = 0x41;
+/// The local APIC's timer.
+pub const TIMER: u8 = 0xe0;
+/// An error that the local APIC found.
+pub const APIC_ERROR: u8 = 0xfe;
+/// The local APIC's spurious interrupt. Its low four bits are ones, as the oldest APICs demand.
+pub const SPURIOUS: u8 = 0xff;
+
+/// Handles the interrupt `vector`, which the local APIC has delivered, up to its end of interrupt.
+pub fn dispatch(vector: u8) {
+    let cpu = percpu::current();
+    match vector {
+        TIMER => count(&cpu.timer_interrupts),
+        SERIAL => {
+            count(&cpu.serial_interrupts);
+            serial::handle_interrupt();
+        }
+        // Not delivered through the in-service register: an end of interrupt would end another one.
+        SPURIOUS => return count(&cpu.unexpected_interrupts),
+        _ => {
+            count(&cpu.unexpected_interrupts);
+            if vector == APIC_ERROR {
+                apic::clear_error();
+            }
+            if !apic::in_service(vector) {
+                return;
+            }
+        }
+    }
+    apic::end_of_interrupt();
+}
+
+/// Handles a non-maskable interrupt: counts it. Takes no lock: it can come at any instruction.
+pub fn nmi() {
+    if let Some(cpu) = percpu::try_current() {
+        count(&cpu.nmis);
+    }
+}

@@ -1,0 +1,153 @@
+//! The host's ACPI tables, as far as interrupts need them: RSDP, RSDT or XSDT, and the MADT (ACPI specification,
+//! "Multiple APIC Description Table (MADT)").
+//!
+//! Owns the walk and nothing of the result's use. Firmware can be wrong: every length is checked, and what makes no
+//! sense is left out.
+
+use alloc::vec::Vec;
+use lamina_arch::addr::Hpa;
+
+use crate::memory::direct;
+
+/// Where the I/O APIC is on every PC that does not say otherwise.
+const USUAL_IO_APIC: Hpa = Hpa(0xfec0_0000);
+/// Header of a table: signature, length, …
+const HEADER: usize = 36;
+/// Longest table that is believed. Unit: bytes.
+const LONGEST: u32 = 1 << 20;
+
+/// One I/O APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApicEntry {
+    /// Its registers.
+    pub address: Hpa,
+    /// Its first line's number among all I/O APICs' lines.
+    pub first_line: u32,
+}
+
+/// An ISA interrupt's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IsaSource {
+    /// The ISA interrupt.
+    pub irq: u8,
+    /// Its line.
+    pub line: u32,
+    /// Level-triggered instead of edge-triggered.
+    pub level: bool,
+    /// Active low instead of high.
+    pub active_low: bool,
+}
+
+/// What the MADT says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Madt {
+    /// Processors that can be used.
+    pub processors: u32,
+    /// I/O APICs; at least one.
+    pub io_apics: Vec<IoApicEntry>,
+    /// ISA interrupts that are not where one would think.
+    pub overrides: Vec<IsaSource>,
+}
+
+impl Madt {
+    /// Where the ISA interrupt `irq` is: on the line of its number, edge-triggered and active high, unless an override
+    /// says otherwise.
+    pub fn isa(&self, irq: u8) -> IsaSource {
+        let usual = IsaSource { irq, line: u32::from(irq), level: false, active_low: false };
+        self.overrides.iter().find(|o| o.irq == irq).copied().unwrap_or(usual)
+    }
+
+    /// Reads the entries of a MADT, header included.
+    fn parse(table: &[u8]) -> Madt {
+        let mut madt = Madt::default();
+        let mut rest = table.get(HEADER + 8..).unwrap_or(&[]);
+        while let [kind, length, ..] = *rest {
+            let length = usize::from(length);
+            if length < 2 || length > rest.len() {
+                break;
+            }
+            let (entry, after) = rest.split_at(length);
+            rest = after;
+            match kind {
+                // Processor local APIC, and local x2APIC: flag 0 is "enabled".
+                0 => madt.processors += u32_at(entry, 4).unwrap_or(0) & 1,
+                9 => madt.processors += u32_at(entry, 8).unwrap_or(0) & 1,
+                1 => {
+                    if let (Some(address), Some(first_line)) = (u32_at(entry, 4), u32_at(entry, 8)) {
+                        madt.io_apics.push(IoApicEntry { address: Hpa(u64::from(address)), first_line });
+                    }
+                }
+                2 => {
+                    if let (Some(&irq), Some(line), Some(&flags)) = (entry.get(3), u32_at(entry, 4), entry.get(8)) {
+                        // Polarity in bits 0 and 1, trigger in 2 and 3; 0 is the ISA bus's own, 3 the other kind.
+                        let (active_low, level) = (flags & 3 == 3, flags >> 2 & 3 == 3);
+                        madt.overrides.push(IsaSource { irq, line, level, active_low });
+                    }
+                }
+                _ => {}
+            }
+        }
+        madt
+    }
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    let bytes = bytes.get(offset..offset.checked_add(4)?)?;
+    Some(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    let low = u32_at(bytes, offset)?;
+    let high = u32_at(bytes, offset.checked_add(4)?)?;
+    Some(u64::from(high) << 32 | u64::from(low))
+}
+
+/// The mapped physical memory, below `end`.
+struct Physical {
+    end: u64,
+}
+
+impl Physical {
+    fn bytes(&self, at: u64, length: u32) -> Option<&'static [u8]> {
+        let end = at.checked_add(u64::from(length))?;
+        if at == 0 || end > self.end {
+            return None;
+        }
+        // SAFETY: `read` got the promise that everything below `self.end` is mapped; firmware's tables do not change.
+        Some(unsafe { core::slice::from_raw_parts(direct(Hpa(at)), usize::try_from(length).ok()?) })
+    }
+
+    /// A whole table, by the length in its header.
+    fn table(&self, at: u64) -> Option<&'static [u8]> {
+        let length = u32_at(self.bytes(at, 8)?, 4)?;
+        if length > LONGEST { None } else { self.bytes(at, length).filter(|table| table.len() >= HEADER) }
+    }
+
+    fn madt(&self, rsdp: u64) -> Option<Madt> {
+        let root = self.bytes(rsdp, 20).filter(|root| root.starts_with(b"RSD PTR "))?;
+        // Revision 2 has the 64-bit table beside the 32-bit one.
+        let xsdt = if root[15] >= 2 { u64_at(self.bytes(rsdp, 36)?, 24).filter(|&at| at != 0) } else { None };
+        let (list, width) = match xsdt {
+            Some(at) => (self.table(at)?, 8),
+            None => (self.table(u64::from(u32_at(root, 16)?))?, 4),
+        };
+        let entries = list[HEADER..].chunks_exact(width);
+        let addresses = entries.filter_map(|e| if width == 8 { u64_at(e, 0) } else { u32_at(e, 0).map(u64::from) });
+        let madt = addresses.filter_map(|at| self.table(at)).find(|table| table.starts_with(b"APIC"))?;
+        Some(Madt::parse(madt))
+    }
+}
+
+/// Reads the MADT that `rsdp` leads to. Where there is none, or it names no I/O APIC: a PC as they usually are.
+///
+/// # Safety
+/// All of physical memory below `mapped` is mapped in the direct map: as the loader maps it, firmware's areas included.
+pub unsafe fn read(rsdp: Option<Hpa>, mapped: Hpa) -> Madt {
+    let physical = Physical { end: mapped.0 };
+    let mut madt = rsdp.and_then(|at| physical.madt(at.0)).unwrap_or_default();
+    if madt.io_apics.is_empty() {
+        madt.io_apics.push(IoApicEntry { address: USUAL_IO_APIC, first_line: 0 });
+    }
+    madt.processors = madt.processors.max(1);
+    madt
+}

@@ -1,0 +1,230 @@
+//! Physical memory: the loader's map cut into heap and pool, the direct map's arithmetic, and the heap itself.
+//!
+//! Owns the addresses of the direct map and the allocator behind `alloc`. The pool, everything usable that the heap
+//! did not get, is only listed here: frames are handed out by `lamina_vmm`, and touched through
+//! [`crate::guest_ram::GuestRam`]. Never gives out memory below 1 MiB, where firmware keeps things it does not tell of.
+
+use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
+use alloc::vec::Vec;
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+use lamina_arch::addr::{Hpa, PAGE_2M, PAGE_4K};
+use linked_list_allocator::Heap;
+use spin::Mutex;
+
+/// Where all of physical memory is mapped, writable and never executable: host-physical address 0 is here. The loader
+/// is asked for its own map at the same address, so that pointers live through the change of page tables.
+pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
+/// Length of the address range kept for the direct map. Unit: bytes.
+pub const DIRECT_MAP_SIZE: u64 = 16 << 40;
+/// Below this, memory belongs to firmware (and, one day, to the start-up code of other processors).
+const LOW_MEMORY: Hpa = Hpa(1 << 20);
+/// The heap, on a machine that has room for it. Unit: bytes.
+const HEAP_SIZE: u64 = 32 << 20;
+/// The least heap that bring-up gets along with. Unit: bytes.
+const HEAP_LEAST: u64 = 4 << 20;
+
+/// What a region of the loader's memory map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionKind {
+    /// Memory free for use.
+    Usable,
+    /// Memory that holds the loader's tables, the hypervisor's image or the bundle: mapped, never handed out.
+    InUse,
+    /// Memory with ACPI tables: mapped, never handed out.
+    Acpi,
+    /// Not known to be memory: not mapped.
+    Other,
+}
+
+/// One region of the loader's memory map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First byte.
+    pub start: Hpa,
+    /// First byte after it.
+    pub end: Hpa,
+    /// What it is.
+    pub kind: RegionKind,
+}
+
+impl Region {
+    /// The whole pages in the region, above `least`: start and end, or `None` where there are none.
+    fn pages_above(&self, least: Hpa) -> Option<(Hpa, Hpa)> {
+        let start = self.start.max(least).checked_add(PAGE_4K - 1)?.align_down(PAGE_4K);
+        let end = self.end.align_down(PAGE_4K);
+        (start < end).then_some((start, end))
+    }
+}
+
+/// Chooses the heap: the start of the largest usable region, at a multiple of 2 MiB so that what follows keeps that
+/// alignment. Returns its address and length (unit: bytes), or `None` on a machine too small to start on.
+pub fn choose_heap(regions: impl Iterator<Item = Region>) -> Option<(Hpa, u64)> {
+    let usable = regions.filter(|r| r.kind == RegionKind::Usable);
+    let (start, end) = usable.filter_map(|r| r.pages_above(LOW_MEMORY)).max_by_key(|&(start, end)| end - start)?;
+    let start = start.checked_add(PAGE_2M - 1)?.align_down(PAGE_2M);
+    let room = end.0.checked_sub(start.0)?;
+    let length = HEAP_SIZE.min(((room / 4) & !(PAGE_2M - 1)).max(HEAP_LEAST));
+    (length <= room).then_some((start, length))
+}
+
+/// The memory that virtual machines may have: every usable page above 1 MiB but the heap's. Address and length (unit:
+/// bytes, a multiple of 4096), ascending, disjoint.
+pub fn pool(regions: &[Region], heap: (Hpa, u64)) -> Vec<(Hpa, u64)> {
+    let (heap_start, heap_end) = (heap.0, heap.0 + heap.1);
+    let mut pool = Vec::new();
+    let mut add = |start: Hpa, end: Hpa| {
+        if start < end {
+            pool.push((start, end - start));
+        }
+    };
+    for region in regions.iter().filter(|r| r.kind == RegionKind::Usable) {
+        let Some((start, end)) = region.pages_above(LOW_MEMORY) else { continue };
+        add(start, end.min(heap_start));
+        add(start.max(heap_end), end);
+    }
+    pool.sort_unstable();
+    pool
+}
+
+/// What the direct map holds: all whole pages of memory but the first, adjacent regions as one. Address and end,
+/// ascending, disjoint.
+pub fn ram(regions: &[Region]) -> Vec<(Hpa, Hpa)> {
+    let of_memory = regions.iter().filter(|r| r.kind != RegionKind::Other);
+    let mut runs: Vec<_> = of_memory.filter_map(|r| r.pages_above(Hpa(PAGE_4K))).collect();
+    runs.sort_unstable();
+    let mut merged: Vec<(Hpa, Hpa)> = Vec::new();
+    for (start, end) in runs {
+        match merged.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => merged.push((start, end)),
+        }
+    }
+    merged
+}
+
+/// Where the direct map has the byte at `hpa`.
+///
+/// # Panics
+/// Where `hpa` is beyond every address that the direct map can hold: a bug of ours.
+pub fn direct(hpa: Hpa) -> *mut u8 {
+    assert!(hpa.0 < DIRECT_MAP_SIZE, "{hpa:?} is beyond the direct map");
+    core::ptr::with_exposed_provenance_mut(direct_index(DIRECT_MAP + hpa.0))
+}
+
+/// The host-physical address of a byte that is reached through the direct map, as everything on the heap is.
+///
+/// # Panics
+/// Where `pointer` is not into the direct map: a bug of ours.
+pub fn hpa_of<T: ?Sized>(pointer: *const T) -> Hpa {
+    let address = pointer.cast::<u8>().expose_provenance() as u64;
+    let offset = address.wrapping_sub(DIRECT_MAP);
+    assert!(offset < DIRECT_MAP_SIZE, "{address:#x} is not in the direct map");
+    Hpa(offset)
+}
+
+const fn direct_index(address: u64) -> usize {
+    // The target is 64 bits wide, so nothing is cut off.
+    #[allow(clippy::cast_possible_truncation)]
+    let index = address as usize;
+    index
+}
+
+/// The heap, for `#[global_allocator]`. Shared by all processors; interrupt handlers do not allocate.
+pub struct KernelHeap(Mutex<Heap>);
+
+impl KernelHeap {
+    /// A heap without memory.
+    pub const fn empty() -> Self {
+        KernelHeap(Mutex::new(Heap::empty()))
+    }
+
+    /// Gives `length` bytes from `start` to the heap.
+    ///
+    /// # Safety
+    /// Called once. The memory is usable, mapped writable at its place in the direct map for good, and nobody else's.
+    pub unsafe fn init(&self, start: Hpa, length: u64) {
+        // SAFETY: the caller guarantees that the memory is mapped, ours alone, and stays so.
+        unsafe { self.0.lock().init(direct(start), direct_index(length)) };
+    }
+
+    /// Free and used bytes.
+    pub fn usage(&self) -> (usize, usize) {
+        let heap = self.0.lock();
+        (heap.free(), heap.used())
+    }
+}
+
+// SAFETY: `Heap` hands out each byte once until it is given back, with the layout's size and alignment; the lock makes
+// that hold for several processors.
+unsafe impl GlobalAlloc for KernelHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.0.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        let Some(pointer) = NonNull::new(pointer) else { return };
+        // SAFETY: the caller gives back what `alloc` returned for this layout.
+        unsafe { self.0.lock().deallocate(pointer, layout) };
+    }
+}
+
+/// One page of the heap, for structures that the processor reads by physical address (VMCS, bitmaps, page tables).
+pub struct HostPage(NonNull<[u8; 4096]>);
+
+// SAFETY: the page is owned, like the contents of a `Box`.
+unsafe impl Send for HostPage {}
+
+impl HostPage {
+    const LAYOUT: Layout = Layout::new::<AlignedPage>();
+
+    /// A page of zeros.
+    pub fn new() -> Self {
+        // SAFETY: the layout's size is not 0.
+        let pointer = unsafe { alloc_zeroed(Self::LAYOUT) };
+        match NonNull::new(pointer.cast()) {
+            Some(page) => HostPage(page),
+            None => handle_alloc_error(Self::LAYOUT),
+        }
+    }
+
+    /// Where it is.
+    pub fn hpa(&self) -> Hpa {
+        hpa_of(self.0.as_ptr())
+    }
+
+    /// Its first byte. Valid as long as the page is owned.
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.0.as_ptr().cast()
+    }
+
+    /// Its bytes. What the processor writes on its own (a current VMCS) must not be read so.
+    pub const fn bytes_mut(&mut self) -> &mut [u8; 4096] {
+        // SAFETY: the page is ours, and borrowed mutably.
+        unsafe { self.0.as_mut() }
+    }
+
+    /// Never gives it back: returns where it is.
+    pub fn leak(self) -> Hpa {
+        let hpa = self.hpa();
+        core::mem::forget(self);
+        hpa
+    }
+}
+
+impl Default for HostPage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for HostPage {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated with this layout, and nobody has it any more.
+        unsafe { dealloc(self.as_ptr(), Self::LAYOUT) };
+    }
+}
+
+/// Only for its layout.
+#[repr(C, align(4096))]
+struct AlignedPage([u8; 4096]);

@@ -1,0 +1,74 @@
+//! What each processor has of its own, reached through the GS base.
+//!
+//! Owns the structure and its registration. Nothing that belongs to one processor lives in a plain static: more
+//! processors will come.
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
+
+/// State of one processor. Only that processor changes it; others may read the counters.
+#[repr(C)]
+#[derive(Debug)]
+pub struct PerCpu {
+    /// Its own address, so that one load through GS finds it. Must stay first.
+    this: u64,
+    /// Number of the processor, from 0, the one that booted.
+    pub id: u32,
+    /// Its local APIC's ID.
+    pub lapic_id: u32,
+    /// The guest that it last entered (VPID or ASID), 0 for none.
+    pub current_vm: AtomicU16,
+    /// Interrupts of its timer.
+    pub timer_interrupts: AtomicU64,
+    /// Interrupts of the serial port.
+    pub serial_interrupts: AtomicU64,
+    /// Interrupts that nothing asked for.
+    pub unexpected_interrupts: AtomicU64,
+    /// Non-maskable interrupts.
+    pub nmis: AtomicU64,
+}
+
+const _: () = assert!(core::mem::offset_of!(PerCpu, this) == 0);
+
+/// Adds one to a counter of this processor's.
+pub fn count(counter: &AtomicU64) {
+    // Only this processor writes it, so a plain load and store would do; relaxed costs the same.
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Makes the structure of this processor and points GS at it. Once for each processor, after its GDT is loaded.
+pub fn init(id: u32, lapic_id: u32) -> &'static PerCpu {
+    let state = Box::leak(Box::new(PerCpu {
+        this: 0,
+        id,
+        lapic_id,
+        current_vm: AtomicU16::new(0),
+        timer_interrupts: AtomicU64::new(0),
+        serial_interrupts: AtomicU64::new(0),
+        unexpected_interrupts: AtomicU64::new(0),
+        nmis: AtomicU64::new(0),
+    }));
+    let address = core::ptr::from_mut(state).expose_provenance() as u64;
+    state.this = address;
+    GsBase::write(VirtAddr::new(address));
+    state
+}
+
+/// This processor's structure.
+///
+/// To be called after [`init`]: the GS base then holds it for good (a guest's exit restores it before any Rust code).
+pub fn current() -> &'static PerCpu {
+    let address: usize;
+    // SAFETY: a load of the first field, which is never written again, through the base that `init` set.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) address, options(nostack, preserves_flags, readonly)) };
+    // SAFETY: `init` stored there the address of a leaked structure, which is only reached by shared reference since.
+    unsafe { &*core::ptr::with_exposed_provenance(address) }
+}
+
+/// This processor's structure, or `None` before [`init`]: for the report of a bug.
+pub fn try_current() -> Option<&'static PerCpu> {
+    (GsBase::read().as_u64() != 0).then(current)
+}

@@ -1,0 +1,140 @@
+//! The machine for the run loop: `lamina_vmm::host::Host` over this crate's parts.
+//!
+//! Owns the pool's memory and the vendor's back end. One for the machine; made at the end of bring-up.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use lamina_arch::addr::Hpa;
+use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::host::{Host, HostMemory};
+use lamina_vmm::vcpu::Vcpu;
+use x86_64::instructions::interrupts::{disable, enable_and_hlt};
+
+use crate::guest_ram::GuestRam;
+use crate::{apic, interrupts, logger, rtc, serial, timer};
+
+/// A vendor's way of making virtual processors.
+pub trait Backend {
+    /// Its virtual processor.
+    type Vcpu: Vcpu;
+
+    /// Makes one as after reset, for the guest with the identifier `vm` (VPID or ASID; from 1).
+    ///
+    /// # Errors
+    /// A sentence that says what could not be had.
+    fn create_vcpu(&mut self, vm: u16) -> Result<Self::Vcpu, String>;
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Platform<B> {
+    memory: GuestRam,
+    backend: B,
+    tsc: Frequency,
+    started: Tsc,
+    unix_at_start: u64,
+}
+
+impl<B: Backend> Platform<B> {
+    /// The machine with the pool `memory`, after bring-up has set up all the rest. Reads the clock of date and time.
+    pub fn new(memory: GuestRam, backend: B) -> Self {
+        Platform { memory, backend, tsc: timer::frequency(), started: timer::now(), unix_at_start: rtc::unix_seconds() }
+    }
+
+    /// The memory that virtual machines and their tables may have: address and length (unit: bytes), for the frame
+    /// pool.
+    pub fn pool(&self) -> Vec<(Hpa, u64)> {
+        self.memory.regions().to_vec()
+    }
+
+    /// The vendor's back end.
+    pub const fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+}
+
+impl<B> HostMemory for Platform<B> {
+    fn read(&self, from: Hpa, data: &mut [u8]) {
+        self.memory.read(from, data);
+    }
+
+    fn write(&mut self, to: Hpa, data: &[u8]) {
+        self.memory.write(to, data);
+    }
+
+    fn zero(&mut self, at: Hpa, length: u64) {
+        self.memory.zero(at, length);
+    }
+
+    fn read_u64(&self, at: Hpa) -> u64 {
+        self.memory.read_u64(at)
+    }
+
+    fn write_u64(&mut self, at: Hpa, value: u64) {
+        self.memory.write_u64(at, value);
+    }
+}
+
+impl<B: Backend> Host for Platform<B> {
+    type Vcpu = B::Vcpu;
+
+    fn now(&self) -> Tsc {
+        timer::now()
+    }
+
+    fn tsc_frequency(&self) -> Frequency {
+        self.tsc
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        let elapsed = timer::now().since(self.started);
+        self.unix_at_start + elapsed / self.tsc.hz()
+    }
+
+    fn create_vcpu(&mut self, vm: u16) -> Result<Self::Vcpu, String> {
+        self.backend.create_vcpu(vm)
+    }
+
+    fn handle_interrupt(&mut self, vector: u8) {
+        interrupts::dispatch(vector);
+    }
+
+    fn idle(&mut self, until: Option<Tsc>) {
+        idle(until);
+    }
+
+    fn serial_write(&mut self, bytes: &[u8]) -> usize {
+        serial::write(bytes)
+    }
+
+    fn serial_room(&self) -> usize {
+        serial::room()
+    }
+
+    fn serial_read(&mut self) -> Option<u8> {
+        serial::read()
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let answer = raw_cpuid::native_cpuid::cpuid_count(leaf, subleaf);
+        [answer.eax, answer.ebx, answer.ecx, answer.edx]
+    }
+
+    fn take_log_line(&mut self) -> Option<String> {
+        logger::take_line()
+    }
+}
+
+/// Halts until an interrupt was handled, at the latest the timer's at `until`. No wake-up is lost: interrupts are off
+/// from the caller's last look at its work until HLT, and what came meanwhile ends HLT at once.
+pub fn idle(until: Option<Tsc>) {
+    if let Some(until) = until {
+        // A deadline that is past interrupts at once.
+        apic::arm(until);
+    }
+    enable_and_hlt();
+    disable();
+    if until.is_some() {
+        apic::disarm();
+    }
+}

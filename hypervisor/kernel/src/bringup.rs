@@ -1,0 +1,131 @@
+//! Bring-up: from the loader's hands to a machine that virtual machines can run on, in the one order that works.
+//!
+//! Serial port and log first, so that everything after can be told; then the heap; then what must still be read
+//! through the loader's page tables; then our own tables and everything that needs them.
+
+use alloc::vec::Vec;
+use bootloader_api::BootInfo;
+use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
+use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_4K};
+use lamina_hw::guest_ram::GuestRam;
+use lamina_hw::memory::{KernelHeap, Region, RegionKind};
+use lamina_hw::paging::AddressSpace;
+use lamina_hw::report::refuse;
+use lamina_hw::{
+    apic, control, gdt, idt, interrupts, ioapic, logger, madt, memory, paging, percpu, pic, serial, symbols, timer,
+};
+
+/// The serial port's ISA interrupt.
+const SERIAL_IRQ: u8 = 4;
+/// The image is at most this large. Unit: bytes.
+const IMAGE_LIMIT: u64 = 32 << 20;
+
+/// A machine that is ready.
+pub struct Ready {
+    /// The memory that virtual machines may have.
+    pub memory: GuestRam,
+    /// What the host packed for us, unchecked. Read-only memory that stays.
+    pub bundle: Option<&'static [u8]>,
+}
+
+/// Brings the machine up. What makes it unfit is told in one line, and ends it.
+pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
+    serial::init();
+    logger::init();
+    log::info!("Lamina {}", env!("CARGO_PKG_VERSION"));
+
+    let regions = || boot.memory_regions.iter().map(region);
+    let Some((heap_start, heap_length)) = memory::choose_heap(regions()) else {
+        refuse(format_args!("this machine has too little memory"));
+    };
+    // SAFETY: first and only call. The loader says that this memory is usable, so nothing is there; it is mapped in the
+    // direct map, where the loader was asked to put it and where our own tables have it too; `pool` leaves it out.
+    unsafe { heap.init(heap_start, heap_length) };
+    let regions: Vec<Region> = regions().collect();
+    let pool = memory::pool(&regions, (heap_start, heap_length));
+    let pool_size: u64 = pool.iter().map(|&(_, length)| length).sum();
+    log::info!("memory: {} MiB for virtual machines, {} MiB heap", pool_size >> 20, heap_length >> 20);
+
+    control::protect();
+    let bundle = bundle(boot);
+    // SAFETY: the loader keeps the image's file where it says, in memory marked as in use; the direct map has it.
+    let image = unsafe { bytes_at(Hpa(boot.kernel_addr), boot.kernel_len) };
+    symbols::init(image, boot.kernel_image_offset);
+    let mapped = regions.iter().map(|region| region.end).fold(Hpa(4 * PAGE_1G), Hpa::max);
+    // SAFETY: the loader maps memory up to the end of its last region, and at least 4 GiB.
+    let madt = unsafe { madt::read(boot.rsdp_addr.into_option().map(Hpa), mapped) };
+
+    let stack = boot.kernel_stack_bottom..boot.kernel_stack_bottom + boot.kernel_stack_len;
+    let first = boot.kernel_image_offset;
+    let space = AddressSpace {
+        ram: &memory::ram(&regions),
+        image: first..first + IMAGE_LIMIT,
+        stack,
+        read_only: &bundle.map_or(Vec::new(), |bundle| Vec::from([whole_pages(bundle)])),
+    };
+    // SAFETY: called once, with the loader's tables current; image, stack and direct map hold all that is still used:
+    // `boot` is not touched any more.
+    let image_pages = unsafe { paging::activate(&space) };
+    log::debug!("page tables: {image_pages} pages of image, {:?}", control::protections());
+
+    gdt::init();
+    idt::init();
+    pic::disable();
+    let mode = apic::init();
+    let cpu = percpu::init(0, apic::id());
+    let tsc = match timer::calibrate() {
+        Ok(tsc) => tsc,
+        Err(error) => refuse(format_args!("the time-stamp counter's rate could not be measured: {error:?}")),
+    };
+    let timer = apic::init_timer(tsc);
+    log::info!("processor: TSC {}.{:03} MHz, {mode:?}, timer {timer:?}", tsc.hz() / 1_000_000, tsc.hz() / 1000 % 1000);
+
+    let mut io_apics = ioapic::init(&madt);
+    match ioapic::route_isa(&mut io_apics, &madt, SERIAL_IRQ, interrupts::SERIAL, cpu.lapic_id) {
+        Some(line) => log::debug!("{} processors, serial port on line {line} of {io_apics:?}", madt.processors),
+        None => refuse(format_args!("no I/O APIC has the serial port's interrupt")),
+    }
+    serial::enable_interrupts();
+
+    // SAFETY: the pool is memory that the loader calls usable, mapped writable in the direct map, and without the heap,
+    // so no object of Rust's is in it.
+    let memory = unsafe { GuestRam::new(pool) };
+    Ready { memory, bundle }
+}
+
+/// A region of the loader's map, in our terms.
+fn region(region: &MemoryRegion) -> Region {
+    // ACPI's tables and its non-volatile storage have the types 3 and 4 in E820, 9 and 10 in UEFI.
+    let kind = match region.kind {
+        MemoryRegionKind::Usable => RegionKind::Usable,
+        MemoryRegionKind::Bootloader => RegionKind::InUse,
+        MemoryRegionKind::UnknownBios(3 | 4) | MemoryRegionKind::UnknownUefi(9 | 10) => RegionKind::Acpi,
+        _ => RegionKind::Other,
+    };
+    Region { start: Hpa(region.start), end: Hpa(region.end), kind }
+}
+
+/// The ramdisk, through the direct map: the loader put it in one piece.
+fn bundle(boot: &BootInfo) -> Option<&'static [u8]> {
+    let address = *boot.ramdisk_addr.as_ref()?;
+    let start = paging::translate(address)?;
+    // SAFETY: the loader keeps the ramdisk there, in memory marked as in use; nothing writes it.
+    Some(unsafe { bytes_at(start, boot.ramdisk_len) })
+}
+
+/// Memory that the loader filled.
+///
+/// # Safety
+/// It is mapped in the direct map for good, and nothing writes it.
+unsafe fn bytes_at(start: Hpa, length: u64) -> &'static [u8] {
+    let length = usize::try_from(length).unwrap_or(0);
+    // SAFETY: the caller's promise.
+    unsafe { core::slice::from_raw_parts(memory::direct(start), length) }
+}
+
+/// The pages that hold `bytes`: start and end.
+fn whole_pages(bytes: &[u8]) -> (Hpa, Hpa) {
+    let start = memory::hpa_of(bytes.as_ptr());
+    let end = start + bytes.len() as u64;
+    (start.align_down(PAGE_4K), (end + (PAGE_4K - 1)).align_down(PAGE_4K))
+}

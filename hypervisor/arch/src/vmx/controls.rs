@@ -15,6 +15,8 @@ bitflags! {
         const VIRTUAL_NMIS = 1 << 5;
         /// The VMX-preemption timer counts in the guest.
         const PREEMPTION_TIMER = 1 << 6;
+        /// Posted interrupts are taken without an exit.
+        const POSTED_INTERRUPTS = 1 << 7;
     }
 
     /// Primary processor-based VM-execution controls.
@@ -38,6 +40,8 @@ bitflags! {
         const CR3_LOAD_EXITING = 1 << 15;
         /// MOV from CR3 exits.
         const CR3_STORE_EXITING = 1 << 16;
+        /// The tertiary controls count.
+        const ACTIVATE_TERTIARY_CONTROLS = 1 << 17;
         /// MOV to CR8 exits.
         const CR8_LOAD_EXITING = 1 << 19;
         /// MOV from CR8 exits.
@@ -52,6 +56,8 @@ bitflags! {
         const UNCONDITIONAL_IO_EXITING = 1 << 24;
         /// The I/O bitmaps say which ports exit.
         const USE_IO_BITMAPS = 1 << 25;
+        /// Exit after one instruction.
+        const MONITOR_TRAP_FLAG = 1 << 27;
         /// The MSR bitmap says which MSRs exit.
         const USE_MSR_BITMAPS = 1 << 28;
         /// MONITOR exits.
@@ -81,16 +87,40 @@ bitflags! {
         const WBINVD_EXITING = 1 << 6;
         /// The guest may run unpaged and in real mode.
         const UNRESTRICTED_GUEST = 1 << 7;
+        /// Reads of APIC registers come from the virtual-APIC page.
+        const APIC_REGISTER_VIRTUALIZATION = 1 << 8;
+        /// Virtual interrupts are evaluated and delivered.
+        const VIRTUAL_INTERRUPT_DELIVERY = 1 << 9;
+        /// Loops of PAUSE exit.
+        const PAUSE_LOOP_EXITING = 1 << 10;
         /// RDRAND exits.
         const RDRAND_EXITING = 1 << 11;
         /// INVPCID works.
         const ENABLE_INVPCID = 1 << 12;
         /// VMFUNC works.
         const ENABLE_VMFUNC = 1 << 13;
+        /// The guest's VMREAD and VMWRITE go to a shadow VMCS.
+        const VMCS_SHADOWING = 1 << 14;
+        /// ENCLS exits.
+        const ENCLS_EXITING = 1 << 15;
         /// RDSEED exits.
         const RDSEED_EXITING = 1 << 16;
+        /// Dirtied pages are logged.
+        const ENABLE_PML = 1 << 17;
+        /// EPT violations may become #VE.
+        const EPT_VIOLATION_VE = 1 << 18;
+        /// Processor Trace does not see the guest's VMX use.
+        const CONCEAL_FROM_PT = 1 << 19;
         /// XSAVES and XRSTORS work.
         const ENABLE_XSAVES = 1 << 20;
+        /// EPT tells user from supervisor fetches.
+        const MODE_BASED_EXECUTE = 1 << 22;
+        /// EPT write permission for parts of pages.
+        const SUB_PAGE_WRITE = 1 << 23;
+        /// Processor Trace writes to guest-physical addresses.
+        const PT_GUEST_PHYSICAL = 1 << 24;
+        /// RDTSC and its kin multiply by the TSC multiplier.
+        const USE_TSC_SCALING = 1 << 25;
     }
 
     /// Primary VM-exit controls.
@@ -100,6 +130,8 @@ bitflags! {
         const SAVE_DEBUG_CONTROLS = 1 << 2;
         /// The host is in 64-bit mode.
         const HOST_ADDRESS_SPACE_SIZE = 1 << 9;
+        /// The host's IA32_PERF_GLOBAL_CTRL is loaded.
+        const LOAD_PERF_GLOBAL_CTRL = 1 << 12;
         /// An external interrupt's vector is taken from the controller and stored.
         const ACKNOWLEDGE_INTERRUPT = 1 << 15;
         /// The guest's IA32_PAT is saved.
@@ -112,6 +144,20 @@ bitflags! {
         const LOAD_EFER = 1 << 21;
         /// The preemption timer's value is saved.
         const SAVE_PREEMPTION_TIMER = 1 << 22;
+        /// IA32_BNDCFGS is cleared.
+        const CLEAR_BNDCFGS = 1 << 23;
+        /// Processor Trace does not see the exit.
+        const CONCEAL_FROM_PT = 1 << 24;
+        /// IA32_RTIT_CTL is cleared.
+        const CLEAR_RTIT_CTL = 1 << 25;
+        /// The user-interrupt notification vector is cleared.
+        const CLEAR_UINV = 1 << 27;
+        /// The host's state of control-flow enforcement is loaded.
+        const LOAD_CET = 1 << 28;
+        /// The host's IA32_PKRS is loaded.
+        const LOAD_PKRS = 1 << 29;
+        /// The secondary VM-exit controls count.
+        const ACTIVATE_SECONDARY_CONTROLS = 1 << 31;
     }
 
     /// VM-entry controls.
@@ -121,10 +167,28 @@ bitflags! {
         const LOAD_DEBUG_CONTROLS = 1 << 2;
         /// The guest enters in IA-32e mode.
         const IA32E_MODE_GUEST = 1 << 9;
+        /// The guest enters in system-management mode.
+        const ENTRY_TO_SMM = 1 << 10;
+        /// The SMM monitor ends its work.
+        const DEACTIVATE_DUAL_MONITOR = 1 << 11;
+        /// The guest's IA32_PERF_GLOBAL_CTRL is loaded.
+        const LOAD_PERF_GLOBAL_CTRL = 1 << 13;
         /// The guest's IA32_PAT is loaded.
         const LOAD_PAT = 1 << 14;
         /// The guest's IA32_EFER is loaded.
         const LOAD_EFER = 1 << 15;
+        /// The guest's IA32_BNDCFGS is loaded.
+        const LOAD_BNDCFGS = 1 << 16;
+        /// Processor Trace does not see the entry.
+        const CONCEAL_FROM_PT = 1 << 17;
+        /// The guest's IA32_RTIT_CTL is loaded.
+        const LOAD_RTIT_CTL = 1 << 18;
+        /// The guest's user-interrupt notification vector is loaded.
+        const LOAD_UINV = 1 << 19;
+        /// The guest's state of control-flow enforcement is loaded.
+        const LOAD_CET = 1 << 20;
+        /// The guest's IA32_PKRS is loaded.
+        const LOAD_PKRS = 1 << 22;
     }
 }
 
@@ -150,8 +214,14 @@ bitflags! {
     /// IA32_VMX_EPT_VPID_CAP.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct EptVpidCapabilities: u64 {
+        /// Pages that can be executed and not read.
+        const EXECUTE_ONLY = 1 << 0;
         /// Tables of four levels.
         const WALK_LENGTH_4 = 1 << 6;
+        /// Tables of five levels.
+        const WALK_LENGTH_5 = 1 << 7;
+        /// Tables may be uncached.
+        const UNCACHED = 1 << 8;
         /// Tables may be write-back cached.
         const WRITE_BACK = 1 << 14;
         /// 2 MiB pages.
@@ -162,6 +232,8 @@ bitflags! {
         const INVEPT = 1 << 20;
         /// Accessed and dirty flags.
         const ACCESSED_DIRTY = 1 << 21;
+        /// Access rights of supervisor shadow-stack pages.
+        const SUPERVISOR_SHADOW_STACK = 1 << 23;
         /// INVEPT of a single context.
         const INVEPT_SINGLE = 1 << 25;
         /// INVEPT of all contexts.

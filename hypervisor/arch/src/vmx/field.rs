@@ -120,6 +120,8 @@ macro_rules! fields {
 fields! {
     /// Virtual-processor identifier.
     VIRTUAL_PROCESSOR_ID: Bits16 ReadWrite = 0x0000;
+    /// Posted-interrupt notification vector.
+    POSTED_INTERRUPT_VECTOR: Bits16 ReadWrite = 0x0002;
     /// Guest ES selector.
     GUEST_ES_SELECTOR: Bits16 ReadWrite = 0x0800;
     /// Guest CS selector.
@@ -136,6 +138,10 @@ fields! {
     GUEST_LDTR_SELECTOR: Bits16 ReadWrite = 0x080c;
     /// Guest TR selector.
     GUEST_TR_SELECTOR: Bits16 ReadWrite = 0x080e;
+    /// Index of the next entry of the page-modification log.
+    GUEST_PML_INDEX: Bits16 ReadWrite = 0x0812;
+    /// Guest's user-interrupt notification vector.
+    GUEST_UINV: Bits16 ReadWrite = 0x0814;
     /// Host ES selector.
     HOST_ES_SELECTOR: Bits16 ReadWrite = 0x0c00;
     /// Host CS selector.
@@ -156,10 +162,42 @@ fields! {
     IO_BITMAP_B: Bits64 ReadWrite = 0x2002;
     /// Address of the MSR bitmap.
     MSR_BITMAP: Bits64 ReadWrite = 0x2004;
+    /// Address of the VM-exit MSR-store area.
+    EXIT_MSR_STORE_ADDRESS: Bits64 ReadWrite = 0x2006;
+    /// Address of the VM-exit MSR-load area.
+    EXIT_MSR_LOAD_ADDRESS: Bits64 ReadWrite = 0x2008;
+    /// Address of the VM-entry MSR-load area.
+    ENTRY_MSR_LOAD_ADDRESS: Bits64 ReadWrite = 0x200a;
+    /// Address of the page-modification log.
+    PML_ADDRESS: Bits64 ReadWrite = 0x200e;
     /// TSC offset.
     TSC_OFFSET: Bits64 ReadWrite = 0x2010;
+    /// Address of the virtual-APIC page.
+    VIRTUAL_APIC_ADDRESS: Bits64 ReadWrite = 0x2012;
+    /// Guest-physical page whose accesses are virtualized.
+    APIC_ACCESS_ADDRESS: Bits64 ReadWrite = 0x2014;
+    /// Address of the posted-interrupt descriptor.
+    POSTED_INTERRUPT_DESCRIPTOR: Bits64 ReadWrite = 0x2016;
+    /// VM-function controls.
+    VM_FUNCTION_CONTROLS: Bits64 ReadWrite = 0x2018;
     /// EPT pointer.
     EPT_POINTER: Bits64 ReadWrite = 0x201a;
+    /// Address of the list of EPT pointers.
+    EPTP_LIST_ADDRESS: Bits64 ReadWrite = 0x2024;
+    /// Address of the VMREAD bitmap.
+    VMREAD_BITMAP: Bits64 ReadWrite = 0x2026;
+    /// Address of the VMWRITE bitmap.
+    VMWRITE_BITMAP: Bits64 ReadWrite = 0x2028;
+    /// Address of the virtualization-exception information area.
+    VIRTUALIZATION_EXCEPTION_ADDRESS: Bits64 ReadWrite = 0x202a;
+    /// Address of the sub-page-permission table.
+    SUB_PAGE_PERMISSION_TABLE: Bits64 ReadWrite = 0x2030;
+    /// TSC multiplier. Unit: 2^-48.
+    TSC_MULTIPLIER: Bits64 ReadWrite = 0x2032;
+    /// Tertiary processor-based VM-execution controls.
+    TERTIARY_CONTROLS: Bits64 ReadWrite = 0x2034;
+    /// Secondary VM-exit controls.
+    SECONDARY_EXIT_CONTROLS: Bits64 ReadWrite = 0x2044;
     /// Guest-physical address of an EPT violation or misconfiguration.
     GUEST_PHYSICAL_ADDRESS: Bits64 ReadOnly = 0x2400;
     /// VMCS link pointer.
@@ -170,6 +208,8 @@ fields! {
     GUEST_PAT: Bits64 ReadWrite = 0x2804;
     /// Guest IA32_EFER.
     GUEST_EFER: Bits64 ReadWrite = 0x2806;
+    /// Guest IA32_PERF_GLOBAL_CTRL.
+    GUEST_PERF_GLOBAL_CTRL: Bits64 ReadWrite = 0x2808;
     /// Guest PDPTE 0.
     GUEST_PDPTE0: Bits64 ReadWrite = 0x280a;
     /// Guest PDPTE 1.
@@ -178,10 +218,20 @@ fields! {
     GUEST_PDPTE2: Bits64 ReadWrite = 0x280e;
     /// Guest PDPTE 3.
     GUEST_PDPTE3: Bits64 ReadWrite = 0x2810;
+    /// Guest IA32_BNDCFGS.
+    GUEST_BNDCFGS: Bits64 ReadWrite = 0x2812;
+    /// Guest IA32_RTIT_CTL.
+    GUEST_RTIT_CTL: Bits64 ReadWrite = 0x2814;
+    /// Guest IA32_PKRS.
+    GUEST_PKRS: Bits64 ReadWrite = 0x2818;
     /// Host IA32_PAT.
     HOST_PAT: Bits64 ReadWrite = 0x2c00;
     /// Host IA32_EFER.
     HOST_EFER: Bits64 ReadWrite = 0x2c02;
+    /// Host IA32_PERF_GLOBAL_CTRL.
+    HOST_PERF_GLOBAL_CTRL: Bits64 ReadWrite = 0x2c04;
+    /// Host IA32_PKRS.
+    HOST_PKRS: Bits64 ReadWrite = 0x2c06;
     /// Pin-based VM-execution controls.
     PIN_BASED_CONTROLS: Bits32 ReadWrite = 0x4000;
     /// Primary processor-based VM-execution controls.
@@ -210,6 +260,8 @@ fields! {
     ENTRY_EXCEPTION_ERROR_CODE: Bits32 ReadWrite = 0x4018;
     /// VM-entry instruction length. Unit: bytes.
     ENTRY_INSTRUCTION_LENGTH: Bits32 ReadWrite = 0x401a;
+    /// TPR threshold: a virtual TPR whose class is lower makes an exit.
+    TPR_THRESHOLD: Bits32 ReadWrite = 0x401c;
     /// Secondary processor-based VM-execution controls.
     SECONDARY_CONTROLS: Bits32 ReadWrite = 0x401e;
     /// VM-instruction error.
@@ -326,6 +378,12 @@ fields! {
     GUEST_SYSENTER_ESP: Natural ReadWrite = 0x6824;
     /// Guest IA32_SYSENTER_EIP.
     GUEST_SYSENTER_EIP: Natural ReadWrite = 0x6826;
+    /// Guest IA32_S_CET.
+    GUEST_S_CET: Natural ReadWrite = 0x6828;
+    /// Guest shadow-stack pointer.
+    GUEST_SSP: Natural ReadWrite = 0x682a;
+    /// Guest IA32_INTERRUPT_SSP_TABLE_ADDR.
+    GUEST_INTERRUPT_SSP_TABLE: Natural ReadWrite = 0x682c;
     /// Host CR0.
     HOST_CR0: Natural ReadWrite = 0x6c00;
     /// Host CR3.
@@ -350,6 +408,12 @@ fields! {
     HOST_RSP: Natural ReadWrite = 0x6c14;
     /// Host RIP.
     HOST_RIP: Natural ReadWrite = 0x6c16;
+    /// Host IA32_S_CET.
+    HOST_S_CET: Natural ReadWrite = 0x6c18;
+    /// Host shadow-stack pointer.
+    HOST_SSP: Natural ReadWrite = 0x6c1a;
+    /// Host IA32_INTERRUPT_SSP_TABLE_ADDR.
+    HOST_INTERRUPT_SSP_TABLE: Natural ReadWrite = 0x6c1c;
 }
 
 use crate::segment::SegmentName;

@@ -61,9 +61,15 @@ impl FakeMemory {
 impl HostMemory for FakeMemory {
     fn read(&self, from: Hpa, data: &mut [u8]) {
         self.check(from, data.len() as u64);
-        for (i, byte) in data.iter_mut().enumerate() {
-            let at = from.0 + i as u64;
-            *byte = self.word(at).to_le_bytes()[(at % 8) as usize];
+        let mut at = from.0;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let offset = (at % 8) as usize;
+            let count = rest.len().min(8 - offset);
+            let (now, later) = rest.split_at_mut(count);
+            now.copy_from_slice(&self.word(at).to_le_bytes()[offset..offset + count]);
+            at += count as u64;
+            rest = later;
         }
     }
 

@@ -18,5 +18,6 @@ pub(crate) mod fake_memory;
 pub mod frames;
 pub mod host;
 pub mod layout;
+pub mod memory;
 pub mod nested;
 pub mod vcpu;

@@ -92,7 +92,6 @@ mod tests {
         queue.drain(&mut write, &mut |owner, count| counts.push((owner, count)));
         assert!(!queue.is_empty());
         assert_eq!(counts, [(Some(0), 3), (None, 1)]);
-        room = 100;
         let mut write = |bytes: &[u8]| {
             out.extend_from_slice(bytes);
             bytes.len()

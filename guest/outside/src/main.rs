@@ -1,0 +1,15 @@
+//! Guest program: reads where there is no memory (2 GiB, or `at=ADDRESS` of its command line). Status 1 if it survives.
+#![no_std]
+#![no_main]
+
+use guest_rt::{Boot, println, probe, serial};
+
+guest_rt::entry!(main);
+
+fn main(boot: &Boot) -> u32 {
+    let address = boot.number("at").unwrap_or(0x8000_0000);
+    println!("about to read {address:#x}");
+    serial::flush();
+    println!("it held {:x?}", probe::read_memory(address));
+    1
+}

@@ -1,0 +1,76 @@
+//! Guest program: checks what a guest may rely on, and that what CPUID does not report does not work. One line for each
+//! check, `ok NAME` or `FAILED NAME: …`; the status is the number of failures. `only=TEXT` runs the checks whose names
+//! hold TEXT.
+#![no_std]
+#![no_main]
+
+mod absent;
+mod calls;
+mod machine;
+mod registers;
+
+use core::fmt;
+use guest_rt::trap::Fault;
+use guest_rt::{Boot, println};
+
+guest_rt::entry!(main);
+
+/// Vector of #UD.
+const UD: u8 = 6;
+/// Vector of #GP.
+const GP: u8 = 13;
+/// #GP(0).
+const GP0: Fault = Fault { vector: GP, error: 0 };
+
+/// Counts what fails.
+struct Report {
+    only: Option<&'static str>,
+    run: u32,
+    failed: u32,
+}
+
+impl Report {
+    /// Whether a check of this name is wanted.
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_none_or(|only| name.contains(only))
+    }
+
+    /// One check: `holds`, or else `found` says what was there instead.
+    fn check(&mut self, name: &str, holds: bool, found: impl fmt::Debug) {
+        self.check_item(name, format_args!(""), holds, found);
+    }
+
+    /// One check of several of the same name, told apart by `item`.
+    fn check_item(&mut self, name: &str, item: fmt::Arguments, holds: bool, found: impl fmt::Debug) {
+        if !self.wants(name) {
+            return;
+        }
+        self.run += 1;
+        if holds {
+            println!("ok {name}{item}");
+        } else {
+            self.failed += 1;
+            println!("FAILED {name}{item}: {found:x?}");
+        }
+    }
+
+    /// One check: `result` is #GP(0).
+    fn refuses<T: fmt::Debug>(&mut self, name: &str, result: Result<T, Fault>) {
+        self.check(name, matches!(result, Err(fault) if fault == GP0), result);
+    }
+
+    /// One check: `result` is #UD.
+    fn unknown<T: fmt::Debug>(&mut self, name: &str, result: Result<T, Fault>) {
+        self.check(name, matches!(result, Err(Fault { vector: UD, .. })), result);
+    }
+}
+
+fn main(boot: &Boot) -> u32 {
+    let mut report = Report { only: boot.word("only"), run: 0, failed: 0 };
+    machine::check(&mut report, boot);
+    registers::check(&mut report);
+    absent::check(&mut report);
+    calls::check(&mut report);
+    println!("{} checks, {} failed", report.run, report.failed);
+    if report.run == 0 { 255 } else { report.failed }
+}

@@ -26,8 +26,14 @@ pub fn protect() {
     assert!(nx, "the processor has no execute-disable bit");
     // SAFETY: long mode is on and stays on; NX bits in the loader's tables are set only where nothing is executed.
     unsafe { Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE)) };
-    // SAFETY: WP only takes away; nothing of ours writes to a read-only page.
-    unsafe { Cr0::update(|cr0| cr0.insert(Cr0Flags::WRITE_PROTECT)) };
+    // SAFETY: WP only takes away, and nothing of ours writes to a read-only page; NE concerns the x87, which is not used.
+    // Caches on is what memory's mappings are made for; some firmware leaves them off.
+    unsafe {
+        Cr0::update(|cr0| {
+            cr0.insert(Cr0Flags::WRITE_PROTECT | Cr0Flags::NUMERIC_ERROR);
+            cr0.remove(Cr0Flags::CACHE_DISABLE | Cr0Flags::NOT_WRITE_THROUGH);
+        });
+    }
 
     let mut wanted = Cr4Flags::PAGE_GLOBAL;
     if let Some(features) = cpuid.get_feature_info()

@@ -116,7 +116,7 @@ pub fn exception(frame: &TrapFrame) -> ! {
 fn backtrace(rip: Option<u64>, frame: u64) {
     say(format_args!("backtrace:"));
     if let Some(rip) = rip {
-        say_address(rip);
+        say_address(rip, rip);
     }
     let mut frame = frame;
     for _ in 0..DEPTH {
@@ -130,7 +130,8 @@ fn backtrace(rip: Option<u64>, frame: u64) {
         if address == 0 {
             return;
         }
-        say_address(address);
+        // A call that never returns can be the last instruction of its function: look up the call, not what follows.
+        say_address(address, address - 1);
         // Stacks grow down, so a caller's frame is above; anything else is no chain (or a change of stacks, which a
         // report of a double fault makes once).
         if next <= frame {
@@ -140,8 +141,9 @@ fn backtrace(rip: Option<u64>, frame: u64) {
     }
 }
 
-fn say_address(address: u64) {
-    match symbols::find(address) {
+/// Says an address, with the function that holds `inside`.
+fn say_address(address: u64, inside: u64) {
+    match symbols::find(inside) {
         Some(symbol) => say(format_args!("  {address:#018x} {:#}+{:#x}", symbol.name, symbol.offset)),
         None => say(format_args!("  {address:#018x}")),
     }

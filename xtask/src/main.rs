@@ -1,2 +1,4 @@
-//! The command surface of Lamina: `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: see the library of this crate.
+fn main() -> std::process::ExitCode {
+    xtask::cli::main()
+}

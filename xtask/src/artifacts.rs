@@ -1,0 +1,101 @@
+//! Builds the hypervisor and the guest programs, and finds every image that a configuration names.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::config::Source;
+use crate::setup::debian;
+use crate::{initramfs, paths, report};
+
+/// What kernel and guests are built for.
+pub const TARGET: &str = "x86_64-unknown-none";
+
+/// Builds the hypervisor.
+///
+/// # Errors
+/// It does not build; the compiler's words went to standard error.
+pub fn hypervisor() -> Result<PathBuf> {
+    build("lamina", "lamina")
+}
+
+/// The file of a source: builds it, fetches it or makes it as needed.
+///
+/// # Errors
+/// That fails.
+pub fn locate(source: &Source) -> Result<PathBuf> {
+    match source {
+        Source::File(path) => Ok(path.clone()),
+        Source::Guest(name) => build(&format!("guest-{name}"), name),
+        Source::Debian(package) => debian::kernel(package),
+        Source::Busybox => busybox(),
+    }
+}
+
+/// Builds one bare-metal package and returns its program.
+fn build(package: &str, program: &str) -> Result<PathBuf> {
+    // The build that started this program handed down where cargo is.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--release", "--target", TARGET, "--package", package])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(paths::workspace())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let _activity = report::activity(&format!("building {package}"));
+    let output = command.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "{package} does not build");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    executable(&messages, program).with_context(|| format!("{package} has no program `{program}`"))
+}
+
+/// The program in what cargo said while building, one JSON object per line.
+fn executable(messages: &str, program: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message.pointer("/target/name").and_then(Value::as_str) == Some(program))
+        .find_map(|message| message.get("executable").and_then(Value::as_str).map(PathBuf::from))
+}
+
+/// The built-in initramfs, made anew each time: that takes milliseconds, and so it is never stale.
+fn busybox() -> Result<PathBuf> {
+    let installed = PathBuf::from("/usr/share/doc/busybox-static");
+    let program = if installed.is_dir() {
+        PathBuf::from("/bin/busybox")
+    } else {
+        let root = debian::fetch("busybox-static", "the shell of the built-in initramfs")?;
+        ["bin/busybox", "usr/bin/busybox"]
+            .map(|path| root.join(path))
+            .into_iter()
+            .find(|path| path.is_file())
+            .context("Debian's package busybox-static holds no busybox")?
+    };
+    let archive = initramfs::busybox(&program)?;
+    let cache = paths::cache()?;
+    let path = cache.join("busybox.cpio");
+    let partial = tempfile::NamedTempFile::new_in(&cache)?;
+    std::fs::write(partial.path(), archive)?;
+    partial.persist(&path)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_says_where_the_program_is() {
+        let messages = "\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"spin\"},\"executable\":null}\n\
+            not json\n\
+            {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"lamina\"},\"executable\":\"/t/release/lamina\"}\n\
+            {\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(executable(messages, "lamina"), Some(PathBuf::from("/t/release/lamina")));
+        assert_eq!(executable(messages, "spin"), None);
+        assert_eq!(executable("", "lamina"), None);
+    }
+}

@@ -1,0 +1,264 @@
+//! Packs a configuration and the images it names into the one ramdisk that the hypervisor gets.
+//!
+//! Owns the checks that need the images' bytes. The format is [`lamina_vmm::config`]'s.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use lamina_vmm::config::{BLOB_ALIGN, Blob, Bundle, MAGIC, ModuleConfig, VmConfig};
+
+use crate::config::{Config, ConfigError, Source};
+
+/// The images of a configuration, read into memory.
+#[derive(Debug, Default)]
+pub struct Images {
+    bytes: HashMap<Source, Vec<u8>>,
+}
+
+impl Images {
+    /// Reads every image that the configuration names; `locate` says which file a source is.
+    ///
+    /// # Errors
+    /// `locate` fails, or a file cannot be read.
+    pub fn read(config: &Config, mut locate: impl FnMut(&Source) -> Result<PathBuf>) -> Result<Self> {
+        let mut images = Self::default();
+        for source in sources(config) {
+            if !images.bytes.contains_key(source) {
+                let path = locate(source)?;
+                let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                images.bytes.insert(source.clone(), bytes);
+            }
+        }
+        Ok(images)
+    }
+
+    /// The bytes of a source; empty for one that the configuration does not name.
+    pub fn get(&self, source: &Source) -> &[u8] {
+        self.bytes.get(source).map_or(&[], Vec::as_slice)
+    }
+
+    /// Checks every image by itself and against the memory of its VM.
+    ///
+    /// # Errors
+    /// An image is of no known format, lies about its sizes, or does not fit.
+    pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
+        for vm in &config.vms {
+            let kernel = self.get(&vm.kernel);
+            if let Err(reason) = identify(kernel) {
+                return Err(config.refuse(&vm.name, "kernel", &vm.kernel, reason));
+            }
+            // A lower bound: how a kernel lays out its memory is known to the loader in the hypervisor alone.
+            let mut needed = kernel.len() as u64;
+            let (mut key, mut value) = ("kernel", vm.kernel.to_string());
+            let modules = vm.modules.iter().map(|module| ("modules", &module.source));
+            for (next, source) in vm.initrd.iter().map(|initrd| ("initrd", initrd)).chain(modules) {
+                needed += self.get(source).len() as u64;
+                if needed <= vm.memory {
+                    continue;
+                }
+                (key, value) = (next, source.to_string());
+                break;
+            }
+            if needed > vm.memory {
+                let memory = crate::config::size::format(vm.memory);
+                let reason = format!("does not fit: {needed} bytes of images in memory = \"{memory}\"");
+                return Err(config.refuse(&vm.name, key, value, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sources(config: &Config) -> impl Iterator<Item = &Source> {
+    config.vms.iter().flat_map(|vm| {
+        let modules = vm.modules.iter().map(|module| &module.source);
+        std::iter::once(&vm.kernel).chain(&vm.initrd).chain(modules)
+    })
+}
+
+/// Says whether these bytes are an image that the hypervisor can load, or why not.
+fn identify(image: &[u8]) -> Result<(), String> {
+    let elf = image.starts_with(b"\x7fELF");
+    let setup_header = image.get(0x202..0x206) == Some(b"HdrS");
+    if elf || setup_header {
+        Ok(())
+    } else if image.is_empty() {
+        Err("is empty".to_owned())
+    } else {
+        Err("is neither a bzImage nor a Multiboot or plain ELF image".to_owned())
+    }
+}
+
+/// Packs the bundle. Images that several VMs name are in it once.
+///
+/// # Errors
+/// The description cannot be encoded.
+pub fn pack(config: &Config, images: &Images, interactive: bool) -> Result<Vec<u8>> {
+    // The description holds the blobs' offsets, and its own length moves them: numbers are encoded shorter when they
+    // are smaller. Room is made until it fits; what is left of the room is padding.
+    let mut room = BLOB_ALIGN;
+    loop {
+        let (bundle, blobs) = lay_out(config, images, interactive, room);
+        let description = postcard::to_allocvec(&bundle).context("cannot encode the bundle")?;
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(u32::try_from(description.len()).context("the configuration is too long")?.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(&description);
+        if bytes.len() as u64 > room {
+            room += BLOB_ALIGN;
+            continue;
+        }
+        for (offset, image) in blobs {
+            bytes.resize(usize::try_from(offset)?, 0);
+            bytes.extend(image);
+        }
+        return Ok(bytes);
+    }
+}
+
+/// The description, and the blobs in the order of their offsets, the first at `start`.
+fn lay_out<'a>(config: &Config, images: &'a Images, interactive: bool, start: u64) -> (Bundle, Vec<(u64, &'a [u8])>) {
+    let mut next = start;
+    let mut placed: HashMap<&Source, Blob> = HashMap::new();
+    let mut blobs = Vec::new();
+    for source in sources(config) {
+        if !placed.contains_key(source) {
+            let image = images.get(source);
+            let length = image.len() as u64;
+            placed.insert(source, Blob { offset: next, length });
+            blobs.push((next, image));
+            next = (next + length).next_multiple_of(BLOB_ALIGN);
+        }
+    }
+    // Every source was placed above.
+    let blob = |source: &Source| placed.get(source).copied().unwrap_or(Blob { offset: start, length: 0 });
+    let vms = config
+        .vms
+        .iter()
+        .map(|vm| VmConfig {
+            name: vm.name.clone(),
+            kernel: blob(&vm.kernel),
+            initrd: vm.initrd.as_ref().map(blob),
+            modules: vm
+                .modules
+                .iter()
+                .map(|module| ModuleConfig { blob: blob(&module.source), cmdline: module.cmdline.clone() })
+                .collect(),
+            cmdline: vm.cmdline.clone(),
+            memory: vm.memory,
+            vcpus: vm.vcpus,
+            weight: vm.weight,
+            cpu: vm.cpu.clone(),
+        })
+        .collect();
+    (Bundle { interactive, log: config.log, vms }, blobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn elf(length: usize) -> Vec<u8> {
+        let mut image = b"\x7fELF".to_vec();
+        image.resize(length, 0xee);
+        image
+    }
+
+    fn config(directory: &Path, text: &str) -> (Config, Images) {
+        let config = Config::parse(text, "some.toml", directory).unwrap();
+        let images = Images::read(&config, |source| match source {
+            Source::File(path) => Ok(path.clone()),
+            other => anyhow::bail!("no file: {other}"),
+        });
+        (config, images.unwrap())
+    }
+
+    fn unpack(bytes: &[u8]) -> Bundle {
+        assert_eq!(bytes[..8], MAGIC);
+        let length = u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+        assert_eq!(bytes[12..16], [0; 4]);
+        postcard::from_bytes(&bytes[16..16 + length]).unwrap()
+    }
+
+    fn bytes(bundle: &[u8], blob: Blob) -> &[u8] {
+        assert!(blob.offset.is_multiple_of(BLOB_ALIGN));
+        let [offset, length] = [blob.offset, blob.length].map(|number| usize::try_from(number).unwrap());
+        &bundle[offset..][..length]
+    }
+
+    #[test]
+    fn what_is_packed_unpacks() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("kernel"), elf(5000)).unwrap();
+        std::fs::write(directory.path().join("initrd"), b"ramdisk").unwrap();
+        std::fs::write(directory.path().join("module"), vec![7; 4096]).unwrap();
+        let (config, images) = config(
+            directory.path(),
+            r#"
+            lamina = { log = "warn" }
+            [[vm]]
+            name = "a"
+            kernel = "kernel"
+            initrd = "initrd"
+            cmdline = "x y"
+            memory = "8M"
+            weight = 3
+            [[vm]]
+            name = "b"
+            kernel = "kernel"
+            modules = [{ path = "module", cmdline = "m" }]
+            "#,
+        );
+        images.check(&config).unwrap();
+        let packed = pack(&config, &images, true).unwrap();
+        let bundle = unpack(&packed);
+        assert!(bundle.interactive);
+        assert_eq!(bundle.log, lamina_vmm::config::LogLevel::Warn);
+        let [a, b] = bundle.vms.as_slice() else { panic!("{bundle:?}") };
+        assert_eq!(bytes(&packed, a.kernel), elf(5000));
+        assert_eq!(bytes(&packed, a.initrd.unwrap()), b"ramdisk");
+        assert_eq!((a.cmdline.as_str(), a.memory, a.weight), ("x y", 8 << 20, 3));
+        assert_eq!(a.kernel, b.kernel, "one image is packed once");
+        assert_eq!(bytes(&packed, b.modules[0].blob), [7; 4096]);
+        assert_eq!(b.modules[0].cmdline, "m");
+    }
+
+    #[test]
+    fn a_long_description_moves_the_blobs() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("kernel"), elf(100)).unwrap();
+        for length in [0, 3900, 4040, 4050, 4060, 9000] {
+            let cmdline = "c".repeat(length);
+            let text = format!("[[vm]]\nname = \"a\"\nkernel = \"kernel\"\ncmdline = \"{cmdline}\"");
+            let (config, images) = config(directory.path(), &text);
+            let packed = pack(&config, &images, false).unwrap();
+            let bundle = unpack(&packed);
+            assert_eq!(bundle.vms[0].cmdline, cmdline);
+            assert_eq!(bytes(&packed, bundle.vms[0].kernel), elf(100));
+        }
+    }
+
+    #[test]
+    fn images_that_are_none_or_do_not_fit() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("kernel"), elf(5000)).unwrap();
+        std::fs::write(directory.path().join("text"), "hello").unwrap();
+        std::fs::write(directory.path().join("empty"), "").unwrap();
+        for (keys, parts) in [
+            ("kernel = \"text\"", ["kernel = ", "neither"]),
+            ("kernel = \"empty\"", ["kernel = ", "is empty"]),
+            ("kernel = \"kernel\"\nmemory = 4096", ["kernel = ", "does not fit"]),
+            ("kernel = \"kernel\"\ninitrd = \"kernel\"\nmemory = 8192", ["initrd = ", "memory = \"8K\""]),
+        ] {
+            let (config, images) = config(directory.path(), &format!("[[vm]]\nname = \"a\"\n{keys}"));
+            let message = images.check(&config).unwrap_err().to_string();
+            assert!(message.starts_with("some.toml: [[vm]] \"a\": "), "{message}");
+            for part in parts {
+                assert!(message.contains(part), "{part:?} is not in: {message}");
+            }
+        }
+    }
+}

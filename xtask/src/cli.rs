@@ -1,0 +1,104 @@
+//! The command line, and the exit statuses that scripts rely on.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::backend::Refusal;
+use crate::config::ConfigError;
+use crate::report::say;
+use crate::{image, run};
+
+/// Usage or configuration is wrong.
+const USAGE: u8 = 2;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, boots and tests Lamina",
+    after_help = "What is missing on this host is set up by the commands themselves. The machine's serial output goes to \
+                  standard output, everything else to standard error.\n\n\
+                  Exit status: 0 success, 1 failure, 2 usage or configuration, 124 timeout.\n\n\
+                  Environment:\n  \
+                  LAMINA_CACHE   where downloads and slow builds are kept (default: ~/.cache/lamina)\n  \
+                  LAMINA_BOCHS   `built` (from source, faster), `packaged` (Debian's), or the path of a bochs"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Boot a configuration and talk to Lamina's console
+    Run(run::Arguments),
+    /// Make disk images for a real machine (BIOS and UEFI)
+    Image(image::Arguments),
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(arguments) => run::command(&arguments),
+        Command::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        say(format_args!("error: {error:#}"));
+        status(&error)
+    })
+}
+
+/// The exit status for an error.
+fn status(error: &anyhow::Error) -> ExitCode {
+    let configuration = error.downcast_ref::<ConfigError>().is_some();
+    let not_yet = matches!(error.downcast_ref::<Refusal>(), Some(Refusal::NotYet(_)));
+    if configuration || not_yet { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::backend::Name;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_refused_is_a_usage_error() {
+        let missing = ConfigError::Missing { file: "f".into(), key: "k".into(), reason: "r".into() };
+        assert_eq!(status(&missing.into()), ExitCode::from(2));
+        assert_eq!(status(&Refusal::NotYet(Name::Tcg).into()), ExitCode::from(2));
+        assert_eq!(status(&anyhow::anyhow!("other")), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn run_takes_what_it_promises() {
+        let parsed = Cli::try_parse_from([
+            "xtask",
+            "run",
+            "--config",
+            "f",
+            "--on",
+            "bochs-svm",
+            "--cpus",
+            "2",
+            "--memory",
+            "1G",
+            "--until",
+            "a|b",
+            "--timeout",
+            "900",
+        ]);
+        let Command::Run(run) = parsed.unwrap().command else { panic!("not run") };
+        assert_eq!((run.on, run.cpus, run.memory), (Some(Name::BochsSvm), 2, Some(1 << 30)));
+        for wrong in [["--until", "("], ["--cpus", "0"], ["--on", "vbox"], ["--memory", "1Q"], ["--timeout", "soon"]] {
+            let error = Cli::try_parse_from(["xtask", "run", wrong[0], wrong[1]]).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong:?}");
+        }
+    }
+}

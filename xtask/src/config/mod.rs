@@ -1,0 +1,124 @@
+//! The configuration: one TOML file that describes the machines.
+//!
+//! Owns its syntax and every check that needs no image to be built or fetched; [`crate::bundle`] checks the images
+//! themselves. Each refusal names the file, the key and the value.
+
+mod error;
+mod read;
+pub mod size;
+
+use std::path::{Path, PathBuf};
+
+use lamina_vmm::config::LogLevel;
+
+pub use error::ConfigError;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file's name as the user gave it, for messages.
+    pub file: String,
+    /// Level of the hypervisor's own log.
+    pub log: LogLevel,
+    /// The virtual machines, in the order of the file; at least one.
+    pub vms: Vec<Vm>,
+}
+
+/// One virtual machine.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// Matches `[a-z][a-z0-9-]{0,30}`.
+    pub name: String,
+    /// The image.
+    pub kernel: Source,
+    /// The initial ramdisk.
+    pub initrd: Option<Source>,
+    /// Multiboot modules with their command lines.
+    pub modules: Vec<Module>,
+    /// The command line.
+    pub cmdline: String,
+    /// Unit: bytes; a multiple of 4096.
+    pub memory: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Share of the processor.
+    pub weight: u32,
+    /// CPU model.
+    pub cpu: String,
+}
+
+/// One Multiboot module.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// The module's file.
+    pub source: Source,
+    /// Its command line.
+    pub cmdline: String,
+}
+
+/// Where bytes come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A file, its path made absolute; it exists.
+    File(PathBuf),
+    /// `debian:PACKAGE`: the kernel of a Debian package.
+    Debian(String),
+    /// `guest:NAME`: a program of `guest/`; it exists.
+    Guest(String),
+    /// `builtin:busybox`: the built-in initramfs.
+    Busybox,
+}
+
+const DEFAULT_MEMORY: u64 = 128 << 20;
+const DEFAULT_WEIGHT: u32 = 100;
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it is refused.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Unreadable { file: file.clone(), reason: error.to_string() })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, &file, base)
+    }
+
+    /// Reads and checks a text; `file` names it in messages, relative paths in it start at `base`.
+    ///
+    /// # Errors
+    /// Something in it is refused.
+    pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, ConfigError> {
+        read::config(text, file, base)
+    }
+
+    /// The memory of all VMs. Unit: bytes.
+    pub fn memory(&self) -> u64 {
+        self.vms.iter().fold(0, |sum, vm| sum.saturating_add(vm.memory))
+    }
+
+    /// The refusal of a key of one VM.
+    pub fn refuse(&self, vm: &str, key: &str, value: impl std::fmt::Display, reason: impl Into<String>) -> ConfigError {
+        ConfigError::Refused {
+            file: self.file.clone(),
+            key: format!("[[vm]] {vm:?}: {key}"),
+            value: value.to_string(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::File(path) => write!(f, "\"{}\"", path.display()),
+            Source::Debian(package) => write!(f, "\"debian:{package}\""),
+            Source::Guest(name) => write!(f, "\"guest:{name}\""),
+            Source::Busybox => f.write_str("\"builtin:busybox\""),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

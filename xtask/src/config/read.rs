@@ -1,0 +1,278 @@
+//! From TOML's tables to a checked [`Config`].
+
+use std::path::Path;
+
+use lamina_vmm::config::{LogLevel, NAME_MAX, RESERVED_NAME};
+use toml::{Table, Value};
+
+use super::{Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vm, size};
+use crate::paths;
+
+/// The granularity of guest memory. Unit: bytes.
+const PAGE: u64 = 4096;
+
+/// One table with the name under which messages speak of it. Keys are taken out; what is left at the end is unknown.
+struct Section<'a> {
+    file: &'a str,
+    name: String,
+    table: Table,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    fn new(file: &'a str, name: String, table: Table) -> Self {
+        Self { file, name, table, known: Vec::new() }
+    }
+
+    fn key(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}: {key}", self.name) }
+    }
+
+    fn refuse(&self, key: &str, value: impl std::fmt::Display, reason: impl Into<String>) -> ConfigError {
+        let (file, key) = (self.file.to_owned(), self.key(key));
+        ConfigError::Refused { file, key, value: value.to_string(), reason: reason.into() }
+    }
+
+    fn missing(&self, key: &str, reason: &str) -> ConfigError {
+        ConfigError::Missing { file: self.file.to_owned(), key: self.key(key), reason: reason.to_owned() }
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.table.remove(key)
+    }
+
+    fn text(&mut self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        match self.take(key) {
+            None => Ok(None),
+            // A NUL would end the string early in the guest, and so hide its rest from whoever reads the file.
+            Some(Value::String(text)) if text.contains('\0') => {
+                Err(self.refuse(key, Value::String(text), "holds a NUL character"))
+            }
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.refuse(key, other, "must be a string")),
+        }
+    }
+
+    fn count(&mut self, key: &'static str, default: u32) -> Result<u32, ConfigError> {
+        match self.take(key) {
+            None => Ok(default),
+            Some(Value::Integer(number)) => match u32::try_from(number) {
+                Ok(number) if number > 0 => Ok(number),
+                _ => Err(self.refuse(key, number, format!("must be from 1 to {}", u32::MAX))),
+            },
+            Some(other) => Err(self.refuse(key, other, "must be a whole number")),
+        }
+    }
+
+    fn tables(&mut self, key: &'static str) -> Result<Vec<Table>, ConfigError> {
+        let wrong = "must be a list of tables";
+        match self.take(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(values)) => values
+                .into_iter()
+                .map(|value| match value {
+                    Value::Table(table) => Ok(table),
+                    other => Err(self.refuse(key, other, wrong)),
+                })
+                .collect(),
+            Some(other) => Err(self.refuse(key, other, wrong)),
+        }
+    }
+
+    fn not_yet(&mut self, keys: &[&'static str]) -> Result<(), ConfigError> {
+        for key in keys {
+            if let Some(value) = self.take(key) {
+                return Err(self.refuse(key, value, "not supported yet"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was not taken is unknown.
+    fn finish(self) -> Result<(), ConfigError> {
+        match self.table.iter().next() {
+            None => Ok(()),
+            Some((key, value)) => {
+                let reason = format!("unknown key; known here: {}", self.known.join(", "));
+                Err(self.refuse(key, value, reason))
+            }
+        }
+    }
+}
+
+pub(super) fn config(text: &str, file: &str, base: &Path) -> Result<Config, ConfigError> {
+    let table: Table = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+        file: file.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    })?;
+    let mut top = Section::new(file, String::new(), table);
+    let log = match top.take("lamina") {
+        None => LogLevel::Info,
+        Some(Value::Table(table)) => lamina(Section::new(file, "[lamina]".to_owned(), table))?,
+        Some(other) => return Err(top.refuse("lamina", other, "must be a table: [lamina]")),
+    };
+    let tables = top.tables("vm")?;
+    if tables.is_empty() {
+        return Err(top.missing("vm", "at least one [[vm]] table"));
+    }
+    let mut vms: Vec<Vm> = Vec::with_capacity(tables.len());
+    for (index, table) in tables.into_iter().enumerate() {
+        let vm = vm(file, index, table, base)?;
+        if vms.iter().any(|other| other.name == vm.name) {
+            return Err(ConfigError::Refused {
+                file: file.to_owned(),
+                key: format!("[[vm]] number {}: name", index + 1),
+                value: Value::String(vm.name).to_string(),
+                reason: "another VM has this name".to_owned(),
+            });
+        }
+        vms.push(vm);
+    }
+    top.finish()?;
+    Ok(Config { file: file.to_owned(), log, vms })
+}
+
+fn lamina(mut section: Section<'_>) -> Result<LogLevel, ConfigError> {
+    let level = match section.text("log")?.as_deref() {
+        Some("error") => LogLevel::Error,
+        Some("warn") => LogLevel::Warn,
+        None | Some("info") => LogLevel::Info,
+        Some("debug") => LogLevel::Debug,
+        Some("trace") => LogLevel::Trace,
+        Some(other) => {
+            let value = Value::String(other.to_owned());
+            return Err(section.refuse("log", value, "must be one of: error, warn, info, debug, trace"));
+        }
+    };
+    section.finish()?;
+    Ok(level)
+}
+
+fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigError> {
+    let mut section = Section::new(file, format!("[[vm]] number {}", index + 1), table);
+    let name = section.text("name")?.ok_or_else(|| section.missing("name", "every VM has a name"))?;
+    if let Err(reason) = check_name(&name) {
+        return Err(section.refuse("name", Value::String(name), reason));
+    }
+    section.name = format!("[[vm]] {name:?}");
+
+    section.not_yet(&["firmware", "cdrom", "disk"])?;
+    let kernel = section
+        .text("kernel")?
+        .ok_or_else(|| section.missing("kernel", "a path, \"debian:PACKAGE\" or \"guest:NAME\""))?;
+    let kernel = source(&section, "kernel", &kernel, base, &["debian", "guest"])?;
+    let initrd = match section.text("initrd")? {
+        None => None,
+        Some(text) => Some(source(&section, "initrd", &text, base, &["builtin"])?),
+    };
+    let mut modules = Vec::new();
+    for table in section.tables("modules")? {
+        let mut module = Section::new(file, format!("{}: modules", section.name), table);
+        let path = module.text("path")?.ok_or_else(|| module.missing("path", "the module's file"))?;
+        let source = source(&module, "path", &path, base, &[])?;
+        let cmdline = module.text("cmdline")?.unwrap_or_default();
+        module.finish()?;
+        modules.push(Module { source, cmdline });
+    }
+    let vm = Vm {
+        name,
+        kernel,
+        initrd,
+        modules,
+        cmdline: section.text("cmdline")?.unwrap_or_default(),
+        memory: memory(&mut section)?,
+        vcpus: section.count("vcpus", 1)?,
+        weight: section.count("weight", DEFAULT_WEIGHT)?,
+        cpu: section.text("cpu")?.unwrap_or_else(|| "host".to_owned()),
+    };
+    if vm.vcpus != 1 {
+        return Err(section.refuse("vcpus", vm.vcpus, "not supported yet: a VM has one processor for now"));
+    }
+    if vm.cpu != "host" {
+        return Err(section.refuse("cpu", Value::String(vm.cpu), "not supported yet: only \"host\" for now"));
+    }
+    section.finish()?;
+    Ok(vm)
+}
+
+fn memory(section: &mut Section<'_>) -> Result<u64, ConfigError> {
+    let (bytes, value) = match section.take("memory") {
+        None => return Ok(DEFAULT_MEMORY),
+        Some(Value::String(text)) => (size::parse(&text), Value::String(text)),
+        Some(Value::Integer(number)) => (u64::try_from(number).ok(), Value::Integer(number)),
+        Some(other) => (None, other),
+    };
+    match bytes {
+        None => Err(section.refuse("memory", value, "not a size; like \"256M\" or \"1G\" (K, M, G, T)")),
+        Some(0) => Err(section.refuse("memory", value, "a VM needs memory")),
+        Some(bytes) if !bytes.is_multiple_of(PAGE) => {
+            Err(section.refuse("memory", value, "not a multiple of 4K, the size of a page"))
+        }
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
+    let rest = bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if name == RESERVED_NAME {
+        Err("reserved: this is the hypervisor's own prefix on the console".to_owned())
+    } else if name.len() > NAME_MAX {
+        Err(format!("longer than {NAME_MAX} characters"))
+    } else if !first || !rest {
+        Err("must match [a-z][a-z0-9-]{0,30}".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Reads where bytes come from. `schemes` are the prefixes that this key takes, besides a plain path.
+fn source(section: &Section<'_>, key: &str, text: &str, base: &Path, schemes: &[&str]) -> Result<Source, ConfigError> {
+    let refuse = |reason: String| Err(section.refuse(key, Value::String(text.to_owned()), reason));
+    if let Some((scheme, rest)) = text.split_once(':') {
+        if !schemes.contains(&scheme) {
+            let known: Vec<_> = schemes.iter().map(|scheme| format!(", {scheme}:…")).collect();
+            return refuse(format!("{scheme:?} is not taken here; a path{}", known.concat()));
+        }
+        return match scheme {
+            "debian" if is_package_name(rest) => Ok(Source::Debian(rest.to_owned())),
+            "debian" => refuse("not the name of a Debian package".to_owned()),
+            "guest" if guests().iter().any(|guest| guest == rest) => Ok(Source::Guest(rest.to_owned())),
+            "guest" => refuse(format!("no such guest program; there are: {}", guests().join(", "))),
+            _ if rest == "busybox" => Ok(Source::Busybox),
+            _ => refuse("no such built-in initramfs; there is: busybox".to_owned()),
+        };
+    }
+    let path = base.join(text);
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return refuse(format!("{} is not a file", path.display())),
+        Err(error) => return refuse(format!("{}: {error}", path.display())),
+    }
+    match std::path::absolute(&path) {
+        Ok(path) => Ok(Source::File(path)),
+        Err(error) => refuse(error.to_string()),
+    }
+}
+
+/// Debian Policy, "Source" (and "Package"): lower-case letters, digits, plus, minus and full stop, at least two.
+fn is_package_name(name: &str) -> bool {
+    name.len() >= 2
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte))
+}
+
+/// The programs of `guest/`: its directories that are crates, but for the runtime that they share.
+fn guests() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(paths::workspace().join("guest")) else { return Vec::new() };
+    let mut names: Vec<_> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().join("Cargo.toml").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "rt")
+        .collect();
+    names.sort();
+    names
+}

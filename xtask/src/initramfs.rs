@@ -1,0 +1,141 @@
+//! The built-in initramfs: a static busybox and an `/init` that gives a shell on the kernel's console.
+//!
+//! Owns the archive's format ("newc", Linux' `Documentation/driver-api/early-userspace/buffer-format.rst`).
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Runs as process 1. The shell gets the console as its controlling terminal, so that Ctrl-C works in it.
+const INIT: &str = r#"#!/bin/busybox sh
+export PATH=/bin HOME=/root TERM=vt100
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+echo "This is $(uname -sr) with a busybox shell; exit powers off."
+cd /root
+setsid cttyhack sh
+poweroff -f
+"#;
+
+const DIRECTORY: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const SYMLINK: u32 = 0o120_777;
+const TERMINAL: u32 = 0o020_600;
+
+/// Builds the archive around a busybox that runs on this host too: it is asked which commands it has.
+///
+/// # Errors
+/// The program cannot be read, or does not run.
+pub fn busybox(program: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let output = Command::new(program).arg("--list").output().context("cannot run busybox")?;
+    ensure!(output.status.success(), "busybox --list failed ({})", output.status);
+    let applets = String::from_utf8(output.stdout)?;
+
+    let mut archive = Archive::default();
+    for directory in ["bin", "dev", "proc", "sys", "root", "tmp"] {
+        archive.entry(directory, DIRECTORY, (0, 0), b"");
+    }
+    // The kernel opens it for process 1, before anything can mount devtmpfs.
+    archive.entry("dev/console", TERMINAL, (5, 1), b"");
+    archive.entry("bin/busybox", PROGRAM, (0, 0), &bytes);
+    for applet in applets.lines().filter(|applet| *applet != "busybox") {
+        archive.entry(&format!("bin/{applet}"), SYMLINK, (0, 0), b"busybox");
+    }
+    archive.entry("init", PROGRAM, (0, 0), INIT.as_bytes());
+    Ok(archive.finish())
+}
+
+/// An archive being written. Owners, times and inode numbers are fixed, so that the same content gives the same bytes.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Archive {
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        self.inode += 1;
+        let links = 1;
+        let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
+        let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
+        // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+        let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), b"");
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads an archive back as (name, mode, content).
+    fn read(mut bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+        let mut entries = Vec::new();
+        loop {
+            assert_eq!(&bytes[..6], b"070701");
+            let field = |index: usize| {
+                let text = std::str::from_utf8(&bytes[6 + 8 * index..][..8]).unwrap();
+                u32::from_str_radix(text, 16).unwrap()
+            };
+            let (mode, size, name_size) = (field(1), field(6) as usize, field(11) as usize);
+            let name = String::from_utf8(bytes[110..110 + name_size - 1].to_vec()).unwrap();
+            let start = (110 + name_size).next_multiple_of(4);
+            let content = bytes[start..start + size].to_vec();
+            bytes = &bytes[(start + size).next_multiple_of(4)..];
+            if name == "TRAILER!!!" {
+                assert!(bytes.is_empty());
+                return entries;
+            }
+            entries.push((name, mode, content));
+        }
+    }
+
+    #[test]
+    fn entries_read_back_whatever_their_padding() {
+        let mut archive = Archive::default();
+        for length in 0..9 {
+            archive.entry(&"n".repeat(length + 1), PROGRAM, (0, 0), &vec![1; length]);
+        }
+        let entries = read(&archive.finish());
+        assert_eq!(entries.len(), 9);
+        for (length, (name, mode, content)) in entries.iter().enumerate() {
+            assert_eq!((name.len(), *mode, content.len()), (length + 1, PROGRAM, length));
+        }
+    }
+
+    #[test]
+    fn the_archive_holds_init_and_the_commands_it_calls() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let fake = directory.path().join("busybox");
+        std::fs::write(&fake, "#!/bin/sh\nprintf 'busybox\\nsh\\nmount\\n'\n").unwrap();
+        std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let entries = read(&busybox(&fake).unwrap());
+        let find = |wanted: &str| entries.iter().find(|(name, ..)| name == wanted).unwrap();
+        assert_eq!(find("bin/sh").1, SYMLINK);
+        assert_eq!(find("bin/mount").2, b"busybox");
+        assert_eq!(find("bin/busybox").1, PROGRAM);
+        assert_eq!(find("init").2, INIT.as_bytes());
+        assert_eq!(find("dev/console").1, TERMINAL);
+    }
+}

@@ -1,0 +1,210 @@
+//! The wire to the machine's serial port: one thread that reads, one that writes.
+//!
+//! The emulator connects to us, so that no port has to be guessed free. Input waits until the machine listens: what is
+//! sent to a serial port before that is lost.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::Event;
+use super::lines::Transcript;
+
+/// The line with which the hypervisor says that it takes input.
+pub const READY: &str = "[lamina] console ready";
+/// Input goes out anyway this long after the hypervisor's first line.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The real port's queue; more at once may be lost by a machine that is busy.
+const PIECE: usize = 16;
+/// The pause between two pieces.
+const PAUSE: Duration = Duration::from_millis(4);
+
+/// How far the machine has come, as far as its ear is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ear {
+    /// The hypervisor has not spoken.
+    Deaf,
+    /// It has spoken, then.
+    Starting(Instant),
+    /// It listens, or never will.
+    Open,
+}
+
+#[derive(Debug)]
+struct Gate {
+    ear: Mutex<Ear>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, ear: Ear) {
+        *self.ear.lock().unwrap_or_else(PoisonError::into_inner) = ear;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut ear = self.ear.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = match *ear {
+                Ear::Open => return,
+                // Woken when that changes; the time is only an upper bound.
+                Ear::Deaf => Duration::from_secs(3600),
+                Ear::Starting(since) => match PATIENCE.checked_sub(since.elapsed()) {
+                    Some(left) if !left.is_zero() => left,
+                    _ => return,
+                },
+            };
+            ear = self.changed.wait_timeout(ear, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The end of the wire that this program holds.
+#[derive(Debug)]
+pub struct Serial {
+    address: SocketAddr,
+    input: Sender<Vec<u8>>,
+}
+
+impl Serial {
+    /// Waits for the machine to connect; what it sends goes to `events`.
+    ///
+    /// # Errors
+    /// No socket can be had.
+    pub fn listen(events: Sender<Event>) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no socket for the serial port")?;
+        let address = listener.local_addr()?;
+        let (input, pieces) = channel();
+        thread::spawn(move || serve(&listener, &events, pieces));
+        Ok(Self { address, input })
+    }
+
+    /// The port that the machine is to connect to.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Where to send what is to be typed.
+    pub fn input(&self) -> Sender<Vec<u8>> {
+        self.input.clone()
+    }
+}
+
+impl Drop for Serial {
+    fn drop(&mut self) {
+        // Ends a wait for a machine that never connected. One that has is in nobody's queue any more.
+        drop(TcpStream::connect_timeout(&self.address, Duration::from_millis(100)));
+    }
+}
+
+fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>>) {
+    // Whoever waits for events learns from the channel's end that there will be none.
+    let Ok((mut stream, _)) = listener.accept() else { return };
+    drop(stream.set_nodelay(true));
+    let gate = Arc::new(Gate { ear: Mutex::new(Ear::Deaf), changed: Condvar::new() });
+    if let Ok(out) = stream.try_clone() {
+        let gate = Arc::clone(&gate);
+        thread::spawn(move || {
+            gate.wait();
+            write(out, &input);
+        });
+    }
+    let mut watch = Some(Watch::default());
+    let mut buffer = vec![0; 4096];
+    // An error is an end like any other: the emulator was killed, say.
+    while let Ok(length) = stream.read(&mut buffer) {
+        let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+        if let Some(found) = watch.as_mut().and_then(|watch| watch.push(bytes)) {
+            gate.set(found);
+            if found == Ear::Open {
+                watch = None;
+            }
+        }
+        if events.send(Event::Serial(bytes.to_vec())).is_err() {
+            break;
+        }
+    }
+    drop(stream.shutdown(Shutdown::Both));
+    gate.set(Ear::Open);
+    drop(events.send(Event::SerialClosed));
+}
+
+fn write(mut out: TcpStream, input: &Receiver<Vec<u8>>) {
+    while let Ok(bytes) = input.recv() {
+        for piece in bytes.chunks(PIECE) {
+            if out.write_all(piece).is_err() {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Looks for the sign that the machine listens: the hypervisor says so, or a guest already speaks.
+#[derive(Default)]
+struct Watch {
+    transcript: Transcript,
+    seen: usize,
+    started: bool,
+}
+
+impl Watch {
+    fn push(&mut self, bytes: &[u8]) -> Option<Ear> {
+        self.transcript.push(bytes);
+        let new = self.transcript.lines().get(self.seen..).unwrap_or_default();
+        self.seen += new.len();
+        if new.iter().any(|line| line == READY || (line.starts_with('[') && !line.starts_with("[lamina]"))) {
+            return Some(Ear::Open);
+        }
+        if !self.started && new.iter().any(|line| line.starts_with("[lamina]")) {
+            self.started = true;
+            return Some(Ear::Starting(Instant::now()));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_waits_for_the_hypervisor() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.push(b"Booting from hard disk\n[lam"), None);
+        assert!(matches!(watch.push(b"ina] hello\n"), Some(Ear::Starting(_))));
+        assert_eq!(watch.push(b"[lamina] more\n"), None);
+        assert_eq!(watch.push(b"[lamina] console ready\r\n"), Some(Ear::Open));
+        assert_eq!(Watch::default().push(b"[lamina] hello\n[guest] hello\n"), Some(Ear::Open));
+    }
+
+    #[test]
+    fn bytes_go_both_ways_and_input_is_held_back() {
+        let (sender, events) = channel();
+        let serial = Serial::listen(sender).unwrap();
+        let mut machine = TcpStream::connect((Ipv4Addr::LOCALHOST, serial.port())).unwrap();
+        serial.input().send(b"typed".to_vec()).unwrap();
+        machine.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut buffer = [0; 5];
+        assert!(machine.read(&mut buffer).is_err(), "input came before the machine listens");
+        machine.set_read_timeout(None).unwrap();
+        machine.write_all(b"[lamina] console ready\n").unwrap();
+        machine.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"typed");
+        drop(machine);
+        let mut received = Vec::new();
+        loop {
+            match events.recv().unwrap() {
+                Event::Serial(bytes) => received.extend(bytes),
+                Event::SerialClosed => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(received, b"[lamina] console ready\n");
+    }
+}

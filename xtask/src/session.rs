@@ -1,0 +1,258 @@
+//! From a configuration to a running machine: what `run` and the boot scenarios share.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use std::time::Duration;
+//! let request = xtask::session::Request::file("guest/demo.toml").timeout(Duration::from_secs(300));
+//! let mut machine = request.prepare()?.start()?;
+//! let line = machine.wait_for(&regex::Regex::new(r"^\[ticker\] ")?)?;
+//! machine.send("quit\n");
+//! let verdict = machine.wait_exit()?;
+//! # Ok(()) }
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::backend::{self, Backend, Choice, Name};
+use crate::config::{Config, ConfigError, size};
+use crate::image::{self, Firmware};
+use crate::machine::{Machine, Sink};
+use crate::setup::rust;
+use crate::{artifacts, bundle, paths};
+
+/// What the hypervisor needs besides the memory of its VMs and the bundle. Unit: bytes.
+const OWN_MEMORY: u64 = 128 << 20;
+/// The smallest machine. Unit: bytes.
+const LEAST_MEMORY: u64 = 512 << 20;
+/// Machines come in multiples of this. Unit: bytes.
+const MEMORY_STEP: u64 = 16 << 20;
+
+/// The configuration that is taken when none is named.
+pub fn default_config() -> PathBuf {
+    paths::workspace().join("guest/demo.toml")
+}
+
+/// What to boot, and on what.
+#[derive(Clone, Debug)]
+pub struct Request {
+    config: Input,
+    on: Option<Name>,
+    cpus: u32,
+    memory: Option<u64>,
+    timeout: Option<Duration>,
+    interactive: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Input {
+    File(PathBuf),
+    Text { text: String, base: PathBuf },
+}
+
+impl Request {
+    fn new(config: Input) -> Self {
+        Self { config, on: None, cpus: 1, memory: None, timeout: None, interactive: false }
+    }
+
+    /// Boots the machines of a file.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self::new(Input::File(path.into()))
+    }
+
+    /// Boots the machines of a text; relative paths in it start at `base`.
+    pub fn text(text: impl Into<String>, base: impl Into<PathBuf>) -> Self {
+        Self::new(Input::Text { text: text.into(), base: base.into() })
+    }
+
+    /// On this backend; else on the first that works.
+    #[must_use]
+    pub fn on(mut self, on: Option<Name>) -> Self {
+        self.on = on;
+        self
+    }
+
+    /// With this many processors; else with one.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// With this much memory; else with enough. Unit: bytes.
+    #[must_use]
+    pub fn memory(mut self, memory: Option<u64>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// For this long at most, counted from the emulator's start.
+    #[must_use]
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// A person sits at the console.
+    #[must_use]
+    pub fn interactive(mut self, interactive: bool) -> Self {
+        self.interactive = interactive;
+        self
+    }
+
+    /// Checks the configuration, sets up what is missing, builds, and makes the disk image.
+    ///
+    /// # Errors
+    /// The configuration is refused ([`ConfigError`]), or any of that fails.
+    pub fn prepare(&self) -> Result<Prepared> {
+        let config = match &self.config {
+            Input::File(path) => Config::load(path)?,
+            Input::Text { text, base } => Config::parse(text, "configuration", base)?,
+        };
+        // What can be refused is refused before anything slow is done.
+        check_memory(&config, self.memory.unwrap_or(u64::MAX), "the machine's, given by --memory")?;
+        check_memory(&config, available_memory().unwrap_or(u64::MAX), "what this host has available")?;
+        let choice = backend::choose(self.on, &backend::Host)?;
+        let images = images(&config)?;
+        let kernel = artifacts::hypervisor()?;
+        let bundle = bundle::pack(&config, &images, self.interactive)?;
+
+        let memory = self.memory.unwrap_or_else(|| enough_memory(&config, bundle.len() as u64));
+        let directory = tempfile::Builder::new().prefix("lamina-").tempdir().context("no temporary directory")?;
+        let ramdisk = directory.path().join("bundle");
+        std::fs::write(&ramdisk, bundle)?;
+        let image = directory.path().join("disk");
+        image::build(&kernel, &ramdisk, Firmware::Bios, &image)?;
+        // It is in the image now, and may be large.
+        std::fs::remove_file(&ramdisk)?;
+        let machine = backend::Machine {
+            image,
+            cpus: self.cpus,
+            memory,
+            serial: 0,
+            interactive: self.interactive,
+            directory: directory.path().to_owned(),
+        };
+        Ok(Prepared { choice, machine, directory, timeout: self.timeout, sink: None })
+    }
+}
+
+/// A machine that can be started.
+pub struct Prepared {
+    /// What it will run on, and why.
+    pub choice: Choice,
+    machine: backend::Machine,
+    directory: TempDir,
+    timeout: Option<Duration>,
+    sink: Option<Sink>,
+}
+
+impl Prepared {
+    /// Sends the machine's output there too.
+    #[must_use]
+    pub fn sink(mut self, sink: Sink) -> Self {
+        self.sink = Some(sink);
+        self
+    }
+
+    /// What it will run on.
+    pub fn backend(&self) -> &Backend {
+        &self.choice.backend
+    }
+
+    /// The machine's memory. Unit: bytes.
+    pub fn memory(&self) -> u64 {
+        self.machine.memory
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The emulator cannot be started.
+    pub fn start(self) -> Result<Machine> {
+        Machine::start(&self.choice.backend, self.machine, self.directory, self.timeout, self.sink)
+    }
+}
+
+/// Reads every image of a configuration, builds or fetches them before as needed, and checks them.
+///
+/// # Errors
+/// An image is refused ([`ConfigError`]), or cannot be had.
+pub fn images(config: &Config) -> Result<bundle::Images> {
+    rust::ensure_workspace()?;
+    let images = bundle::Images::read(config, artifacts::locate)?;
+    images.check(config)?;
+    Ok(images)
+}
+
+/// Refuses the first VM with which the memory of all, and the hypervisor's own, is more than there is.
+fn check_memory(config: &Config, there_is: u64, whose: &str) -> Result<(), ConfigError> {
+    let mut sum = OWN_MEMORY;
+    for vm in &config.vms {
+        sum = sum.saturating_add(vm.memory);
+        if sum > there_is {
+            let reason = format!(
+                "does not fit: the VMs up to this one and the hypervisor's {} need {}, and {whose} is {}",
+                size::format(OWN_MEMORY),
+                size::format(sum),
+                size::format(there_is >> 20 << 20),
+            );
+            return Err(config.refuse(&vm.name, "memory", format!("\"{}\"", size::format(vm.memory)), reason));
+        }
+    }
+    Ok(())
+}
+
+/// The loader holds the bundle beside what the VMs get of it.
+fn enough_memory(config: &Config, bundle: u64) -> u64 {
+    let needed = config.memory().saturating_add(bundle).saturating_add(OWN_MEMORY);
+    needed.max(LEAST_MEMORY).checked_next_multiple_of(MEMORY_STEP).unwrap_or(u64::MAX)
+}
+
+/// `MemAvailable` of the host. Unit: bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(memory: &[&str]) -> Config {
+        let vms = memory.iter().enumerate().map(|(index, memory)| {
+            format!("[[vm]]\nname = \"vm{index}\"\nkernel = \"Cargo.toml\"\nmemory = \"{memory}\"\n")
+        });
+        Config::parse(&vms.collect::<String>(), "some.toml", Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn the_machine_is_large_enough() {
+        assert_eq!(enough_memory(&config(&["16M"]), 0), 512 << 20);
+        assert_eq!(enough_memory(&config(&["1G", "1G"]), 1), (2 << 30) + (128 << 20) + (16 << 20));
+    }
+
+    #[test]
+    fn memory_that_cannot_fit_is_refused() {
+        let config = config(&["256M", "256M"]);
+        assert_eq!(check_memory(&config, 640 << 20, "it"), Ok(()));
+        let message = check_memory(&config, 512 << 20, "the machine's").unwrap_err().to_string();
+        assert!(message.starts_with("some.toml: [[vm]] \"vm1\": memory = \"256M\": does not fit"), "{message}");
+        assert!(message.contains("640M") && message.ends_with("the machine's is 512M"), "{message}");
+    }
+
+    #[test]
+    fn sums_do_not_wrap() {
+        let config = config(&["16777215T", "16777215T"]);
+        assert!(check_memory(&config, 1 << 40, "it").is_err());
+    }
+
+    #[test]
+    fn this_host_has_memory() {
+        assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
+    }
+}

@@ -1,0 +1,233 @@
+//! Bochs 3.0, built from the source package of Debian's next suite and kept in the cache.
+//!
+//! Debian 12 packages 2.7, with a debugger inside; the build here runs the same guests about three times faster.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{CannotInstall, apt, debian, lock};
+use crate::paths::{self, find_program};
+use crate::report::{self, Progress};
+
+/// The suite whose source package is taken.
+const SUITE: &str = "trixie";
+/// The package's upstream version, which names the directory in the cache.
+const VERSION: &str = "3.0";
+/// How it is configured: every processor feature, every optimization, no debugger, no display.
+const CONFIGURE: &[&str] = &[
+    "--enable-x86-64",
+    "--enable-vmx=2",
+    "--enable-svm",
+    "--enable-smp",
+    "--enable-avx",
+    "--enable-evex",
+    "--enable-handlers-chaining",
+    "--enable-repeat-speedups",
+    "--enable-fast-function-calls",
+    "--enable-long-phy-address",
+    "--enable-pci",
+    "--enable-all-optimizations",
+    "--disable-debugger",
+    "--disable-plugins",
+    "--with-nogui",
+];
+/// How many lines `configure` and `make` print, as far as the progress bar cares.
+const CONFIGURE_LINES: u64 = 290;
+const BUILD_LINES: u64 = 1040;
+
+/// The firmware that the emulated PC starts with.
+#[derive(Clone, Debug)]
+pub struct Firmware {
+    /// The system BIOS.
+    pub bios: PathBuf,
+    /// The BIOS of the graphics card.
+    pub vga: PathBuf,
+}
+
+/// Bochs' firmware, from Debian's packages, which need not be installed.
+///
+/// # Errors
+/// A package cannot be fetched.
+pub fn firmware() -> Result<Firmware> {
+    let installed = Firmware {
+        bios: PathBuf::from("/usr/share/bochs/BIOS-bochs-latest"),
+        vga: PathBuf::from("/usr/share/vgabios/vgabios.bin"),
+    };
+    if installed.bios.is_file() && installed.vga.is_file() {
+        return Ok(installed);
+    }
+    Ok(Firmware {
+        bios: debian::fetch("bochsbios", "the BIOS of the emulated PC")?.join("usr/share/bochs/BIOS-bochs-latest"),
+        vga: debian::fetch("vgabios", "the VGA BIOS of the emulated PC")?.join("usr/share/vgabios/vgabios.bin"),
+    })
+}
+
+/// The built program, if it is in the cache.
+///
+/// # Errors
+/// There is no cache.
+pub fn built() -> Result<Option<PathBuf>> {
+    let program = program(&paths::cache()?);
+    Ok(program.is_file().then_some(program))
+}
+
+fn program(cache: &Path) -> PathBuf {
+    cache.join(format!("bochs-{VERSION}")).join("bochs")
+}
+
+/// The built program; it is built when it is not in the cache.
+///
+/// # Errors
+/// The source cannot be fetched, is not what Debian's signed list says, or does not build.
+pub fn build() -> Result<PathBuf> {
+    let cache = paths::cache()?;
+    let program = program(&cache);
+    if program.is_file() {
+        return Ok(program);
+    }
+    let _lock = lock(&cache, "bochs")?;
+    if program.is_file() {
+        return Ok(program);
+    }
+    let compilers = ["g++", "make", "xz"];
+    if compilers.iter().any(|name| find_program(name).is_none()) {
+        apt::install(&["g++", "make", "xz-utils"], "building Bochs")?;
+    }
+    report::say(format_args!(
+        "building Bochs {VERSION}: 3 times faster than Debian 12's; needed once, takes 2 to 4 minutes"
+    ));
+    let work = tempfile::Builder::new().prefix(".bochs").tempdir_in(&cache)?;
+    let tarball = fetch_source(work.path())?;
+    let source = work.path().join("source");
+    fs::create_dir(&source)?;
+    let mut command = Command::new("tar");
+    command.arg("-xJf").arg(tarball).arg("--strip-components=1").arg("-C").arg(&source);
+    report::run("unpacking Bochs", Progress::Unknown, command)?;
+
+    let mut command = Command::new("./configure");
+    command.args(CONFIGURE).current_dir(&source).env("CFLAGS", "-O3").env("CXXFLAGS", "-O3");
+    report::run("configuring Bochs", Progress::Lines(CONFIGURE_LINES), command)?;
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut command = Command::new("make");
+    command.arg(format!("-j{jobs}")).arg("bochs").current_dir(&source);
+    report::run("building Bochs", Progress::Lines(BUILD_LINES), command)?;
+
+    let directory = program.parent().context("no directory for Bochs")?;
+    fs::create_dir_all(directory)?;
+    // Both are in the cache's file system: it is there completely or not.
+    fs::rename(source.join("bochs"), &program)?;
+    Ok(program)
+}
+
+/// Downloads the source's tarball and checks it against the list that Debian signed. Apt's own configuration and lists
+/// are left alone: this works in a private one, with another suite at the mirror that the system uses.
+fn fetch_source(work: &Path) -> Result<PathBuf> {
+    let message = "building Bochs needs apt to fetch its source";
+    if find_program("apt-get").is_none() {
+        return Err(CannotInstall(message.to_owned()).into());
+    }
+    let (lists, cache, sources) = (work.join("lists"), work.join("cache"), work.join("sources.list"));
+    fs::create_dir_all(lists.join("partial"))?;
+    fs::create_dir_all(cache.join("archives/partial"))?;
+    fs::write(&sources, source_line(&mirror()?))?;
+    let apt = |program: &str| {
+        let mut command = Command::new(program);
+        for (key, value) in [("Dir::Etc::sourcelist", &sources), ("Dir::State::lists", &lists), ("Dir::Cache", &cache)]
+        {
+            command.arg("-o").arg(format!("{key}={}", value.display()));
+        }
+        command.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Sandbox::User=root"]);
+        command
+    };
+    let mut update = apt("apt-get");
+    update.args(["-o", "APT::Status-Fd=1", "update"]);
+    report::run("fetching the list of sources", Progress::Apt, update)?;
+
+    let output = apt("apt-get").args(["source", "--print-uris", "--only-source", "bochs"]).output()?;
+    ensure!(output.status.success(), "apt knows no source package bochs in {SUITE}");
+    let text = String::from_utf8(output.stdout)?;
+    let Some(tarball) = text.lines().filter_map(Tarball::of_line).find(|tarball| tarball.name.contains(".orig.tar."))
+    else {
+        bail!("the source package bochs of {SUITE} has no original tarball");
+    };
+    let upstream = format!("bochs_{VERSION}");
+    ensure!(tarball.name.starts_with(&upstream), "{SUITE} has {}, not {upstream}", tarball.name);
+
+    let path = work.join(tarball.name);
+    let mut download = Command::new("/usr/lib/apt/apt-helper");
+    download.args(["-o", "APT::Sandbox::User=root", "download-file", tarball.address]).arg(&path).arg(tarball.hash);
+    report::run("fetching Bochs' source", Progress::Unknown, download)?;
+    Ok(path)
+}
+
+/// One file of a source package, as `apt-get source --print-uris` prints it: `'ADDRESS' NAME SIZE SHA256:HASH`.
+#[derive(Debug, PartialEq, Eq)]
+struct Tarball<'a> {
+    address: &'a str,
+    name: &'a str,
+    hash: &'a str,
+}
+
+impl<'a> Tarball<'a> {
+    fn of_line(line: &'a str) -> Option<Self> {
+        let (address, rest) = line.strip_prefix('\'')?.split_once('\'')?;
+        let mut fields = rest.split_whitespace();
+        let (name, _size, hash) = (fields.next()?, fields.next()?, fields.next()?);
+        // Only a strong hash is worth being checked.
+        let plain = !name.contains('/') && (hash.starts_with("SHA256:") || hash.starts_with("SHA512:"));
+        plain.then_some(Self { address, name, hash })
+    }
+}
+
+/// The mirror that this system takes Debian's main archive from.
+fn mirror() -> Result<String> {
+    let format = "$(SITE) $(ORIGIN) $(LABEL)";
+    let output = Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    if let Some(site) = debian_site(&text) {
+        return Ok(site.to_owned());
+    }
+    // Without lists there are no targets.
+    apt::update()?;
+    let output = Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    debian_site(&text).map(str::to_owned).context("apt has no mirror of Debian to take the source of Bochs from")
+}
+
+/// The site of the first line that is Debian's main archive; its security archive has a label of its own.
+fn debian_site(targets: &str) -> Option<&str> {
+    targets.lines().find_map(|line| line.strip_suffix(" Debian Debian"))
+}
+
+fn source_line(mirror: &str) -> String {
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let option = if Path::new(keyring).is_file() { format!("[signed-by={keyring}] ") } else { String::new() };
+    format!("deb-src {option}{mirror} {SUITE} main\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apts_list_of_files_is_understood() {
+        let line = "'http://host/pool/bochs_3.0%2bdfsg.orig.tar.xz' bochs_3.0+dfsg.orig.tar.xz 3896488 SHA256:78f6";
+        let tarball = Tarball::of_line(line).unwrap();
+        assert_eq!(tarball.address, "http://host/pool/bochs_3.0%2bdfsg.orig.tar.xz");
+        assert_eq!((tarball.name, tarball.hash), ("bochs_3.0+dfsg.orig.tar.xz", "SHA256:78f6"));
+        assert_eq!(Tarball::of_line("Need to get 3930 kB of source archives."), None);
+        assert_eq!(Tarball::of_line("'http://host/x' ../x 1 SHA256:78f6"), None);
+        assert_eq!(Tarball::of_line("'http://host/x' x 1 MD5Sum:78f6"), None);
+    }
+
+    #[test]
+    fn the_mirror_is_debians_main_archive() {
+        let targets = "https://other/apt Google cloud-sdk\nhttp://a/debian-security Debian Debian-Security\n\
+                       http://a/debian Debian Debian\n";
+        assert_eq!(debian_site(targets), Some("http://a/debian"));
+        assert_eq!(debian_site("https://other/apt Google cloud-sdk\n"), None);
+    }
+}

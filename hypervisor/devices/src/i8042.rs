@@ -1,0 +1,254 @@
+//! The keyboard controller (Intel 8042 as in the IBM AT, "Keyboard Controller") with nothing plugged in, and the fast
+//! A20 port 0x92.
+//!
+//! Owns the command byte, the output port, one byte of output and the level of the keyboard's interrupt line. Answers
+//! every command at once, so that no guest waits for one; a byte for the keyboard is answered with "resend" and a
+//! time-out, as by a controller whose keyboard does not take it. The A20 gate is remembered, and has no effect: no
+//! guest here depends on address 1 MiB wrapping to 0.
+
+use lamina_vmm::chipset::Signal;
+
+const STATUS_OUTPUT_FULL: u8 = 1 << 0;
+const STATUS_SYSTEM: u8 = 1 << 2;
+const STATUS_COMMAND: u8 = 1 << 3;
+/// Clear where the keyboard lock is on.
+const STATUS_UNLOCKED: u8 = 1 << 4;
+const STATUS_TIMEOUT: u8 = 1 << 6;
+/// Command byte: interrupt 1 when a byte of the keyboard's waits.
+const COMMAND_KEYBOARD_IRQ: u8 = 1 << 0;
+/// Command byte: the self-test has passed.
+const COMMAND_SYSTEM: u8 = 1 << 2;
+const COMMAND_KEYBOARD_OFF: u8 = 1 << 4;
+const COMMAND_AUX_OFF: u8 = 1 << 5;
+/// Output port: the processor's reset line, active low.
+const OUTPUT_NO_RESET: u8 = 1 << 0;
+/// Output port, and port 0x92: the A20 gate.
+const A20: u8 = 1 << 1;
+/// Output port, bits as they stand: no reset, A20 open, both clocks idle.
+const OUTPUT_IDLE: u8 = 0xcc | OUTPUT_NO_RESET | A20;
+const RESEND: u8 = 0xfe;
+
+/// A command that waits for its parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parameter {
+    None,
+    CommandByte,
+    OutputPort,
+    /// To be given back as if the keyboard had sent it (0xd2) or, there being no such port, the mouse (0xd3).
+    Echo,
+    /// For the mouse, which is not there.
+    Ignored,
+}
+
+/// The controller.
+#[derive(Clone, Debug, PartialEq)]
+pub struct I8042 {
+    command_byte: u8,
+    output_port: u8,
+    /// A byte that waits, and whether it came of a time-out.
+    output: Option<(u8, bool)>,
+    last_output: u8,
+    /// The last write was a command.
+    command_last: bool,
+    parameter: Parameter,
+}
+
+impl I8042 {
+    /// The controller as firmware leaves it: tested, keyboard and mouse port off, A20 open.
+    pub const fn new() -> I8042 {
+        I8042 {
+            command_byte: COMMAND_SYSTEM | COMMAND_KEYBOARD_OFF | COMMAND_AUX_OFF,
+            output_port: OUTPUT_IDLE,
+            output: None,
+            last_output: 0,
+            command_last: false,
+            parameter: Parameter::None,
+        }
+    }
+
+    /// Reads port 0x60.
+    pub fn read_data(&mut self) -> u8 {
+        if let Some((byte, _)) = self.output.take() {
+            self.last_output = byte;
+        }
+        self.last_output
+    }
+
+    /// Reads port 0x64.
+    pub const fn read_status(&self) -> u8 {
+        let mut status = STATUS_UNLOCKED;
+        if self.command_byte & COMMAND_SYSTEM != 0 {
+            status |= STATUS_SYSTEM;
+        }
+        if self.command_last {
+            status |= STATUS_COMMAND;
+        }
+        match self.output {
+            Some((_, true)) => status | STATUS_OUTPUT_FULL | STATUS_TIMEOUT,
+            Some((_, false)) => status | STATUS_OUTPUT_FULL,
+            None => status,
+        }
+    }
+
+    /// Writes port 0x60.
+    pub fn write_data(&mut self, value: u8) -> Signal {
+        self.command_last = false;
+        match core::mem::replace(&mut self.parameter, Parameter::None) {
+            Parameter::CommandByte => self.command_byte = value,
+            Parameter::OutputPort => {
+                self.output_port = value;
+                if value & OUTPUT_NO_RESET == 0 {
+                    return Signal::Reset;
+                }
+            }
+            Parameter::Echo => self.answer(value),
+            Parameter::Ignored => {}
+            Parameter::None => self.output = Some((RESEND, true)),
+        }
+        Signal::None
+    }
+
+    /// Writes port 0x64.
+    pub fn write_command(&mut self, value: u8) -> Signal {
+        self.command_last = true;
+        self.parameter = Parameter::None;
+        match value {
+            0x20 => self.answer(self.command_byte),
+            0x60 => self.parameter = Parameter::CommandByte,
+            0xa7 => self.command_byte |= COMMAND_AUX_OFF,
+            0xa8 => self.command_byte &= !COMMAND_AUX_OFF,
+            // The mouse port's clock is stuck low: there is none.
+            0xa9 => self.answer(0x01),
+            0xaa => {
+                self.command_byte |= COMMAND_SYSTEM;
+                self.answer(0x55);
+            }
+            0xab => self.answer(0x00),
+            0xad => self.command_byte |= COMMAND_KEYBOARD_OFF,
+            0xae => self.command_byte &= !COMMAND_KEYBOARD_OFF,
+            // The input port: no manufacturing jumper, keyboard not locked.
+            0xc0 => self.answer(0xa0),
+            0xd0 => self.answer(self.output_port),
+            0xd1 => self.parameter = Parameter::OutputPort,
+            0xd2 | 0xd3 => self.parameter = Parameter::Echo,
+            0xd4 => self.parameter = Parameter::Ignored,
+            0xdd => self.output_port &= !A20,
+            0xdf => self.output_port |= A20,
+            // Pulses the output port's low bits that are 0 in the command; bit 0 is the reset line.
+            0xf0..=0xff if value & OUTPUT_NO_RESET == 0 => return Signal::Reset,
+            _ => {}
+        }
+        Signal::None
+    }
+
+    /// Reads port 0x92.
+    pub const fn read_fast_a20(&self) -> u8 {
+        self.output_port & A20
+    }
+
+    /// Writes port 0x92: bit 1 is the A20 gate, bit 0 resets.
+    pub fn write_fast_a20(&mut self, value: u8) -> Signal {
+        self.output_port = self.output_port & !A20 | value & A20;
+        if value & 1 != 0 { Signal::Reset } else { Signal::None }
+    }
+
+    /// The level of the keyboard's interrupt line (1).
+    pub const fn irq(&self) -> bool {
+        self.output.is_some() && self.command_byte & COMMAND_KEYBOARD_IRQ != 0
+    }
+
+    fn answer(&mut self, byte: u8) {
+        self.output = Some((byte, false));
+    }
+}
+
+impl Default for I8042 {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(controller: &mut I8042, value: u8) -> u8 {
+        assert_eq!(controller.write_command(value), Signal::None);
+        assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
+        controller.read_data()
+    }
+
+    #[test]
+    fn nothing_waits_at_first_and_the_status_is_not_open_bus() {
+        let controller = I8042::new();
+        assert_eq!(controller.read_status(), STATUS_UNLOCKED | STATUS_SYSTEM);
+        assert!(!controller.irq());
+    }
+
+    #[test]
+    fn self_test_and_interface_tests() {
+        let mut controller = I8042::new();
+        assert_eq!(command(&mut controller, 0xaa), 0x55);
+        assert_eq!(command(&mut controller, 0xab), 0x00);
+        assert_eq!(command(&mut controller, 0xa9), 0x01);
+        assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);
+        assert_eq!(controller.read_data(), 0x01, "the data port keeps its last byte");
+    }
+
+    #[test]
+    fn the_command_byte_reads_back_and_follows_the_enable_commands() {
+        let mut controller = I8042::new();
+        assert_eq!(controller.write_command(0x60), Signal::None);
+        assert_eq!(controller.write_data(0x47), Signal::None);
+        assert_eq!(command(&mut controller, 0x20), 0x47);
+        for (value, expected) in [(0xad, 0x57), (0xa7, 0x77), (0xae, 0x67), (0xa8, 0x47)] {
+            assert_eq!(controller.write_command(value), Signal::None);
+            assert_eq!(command(&mut controller, 0x20), expected);
+        }
+    }
+
+    #[test]
+    fn a_byte_for_the_keyboard_times_out_at_once_and_interrupts_if_allowed() {
+        let mut controller = I8042::new();
+        assert_eq!(controller.write_data(0xf2), Signal::None);
+        assert_eq!(controller.read_status() & (STATUS_OUTPUT_FULL | STATUS_TIMEOUT), 0x41);
+        assert!(!controller.irq());
+        assert_eq!(controller.write_command(0x60), Signal::None);
+        assert_eq!(controller.write_data(COMMAND_KEYBOARD_IRQ), Signal::None);
+        assert!(controller.irq());
+        assert_eq!(controller.read_data(), RESEND);
+        assert!(!controller.irq());
+    }
+
+    #[test]
+    fn the_mouse_loop_is_answered_as_from_the_keyboard() {
+        let mut controller = I8042::new();
+        assert_eq!(controller.write_command(0xd3), Signal::None);
+        assert_eq!(controller.write_data(0x5a), Signal::None);
+        assert_eq!(controller.read_status() & 0x21, STATUS_OUTPUT_FULL, "bit 5 would say that a mouse port answered");
+        assert_eq!(controller.read_data(), 0x5a);
+    }
+
+    #[test]
+    fn resets() {
+        assert_eq!(I8042::new().write_command(0xfe), Signal::Reset);
+        assert_eq!(I8042::new().write_command(0xff), Signal::None);
+        assert_eq!(I8042::new().write_fast_a20(1), Signal::Reset);
+        let mut controller = I8042::new();
+        assert_eq!(controller.write_command(0xd1), Signal::None);
+        assert_eq!(controller.write_data(0xfe), Signal::Reset);
+    }
+
+    #[test]
+    fn a20_is_one_gate_with_three_handles() {
+        let mut controller = I8042::new();
+        assert_eq!(controller.read_fast_a20(), A20);
+        assert_eq!(controller.write_command(0xd1), Signal::None);
+        assert_eq!(controller.write_data(0xdd), Signal::None);
+        assert_eq!(controller.read_fast_a20(), 0);
+        assert_eq!(controller.write_fast_a20(A20), Signal::None);
+        assert_eq!(command(&mut controller, 0xd0), 0xdf);
+        assert_eq!(controller.write_command(0xdd), Signal::None);
+        assert_eq!(controller.read_fast_a20(), 0);
+    }
+}

@@ -1,0 +1,117 @@
+//! The local APIC's MSRs: IA32_APIC_BASE, IA32_TSC_DEADLINE and the registers of x2APIC mode (Intel SDM vol. 3,
+//! "Extended XAPIC (x2APIC)").
+//!
+//! Owns the rules of what faults. What a register does is told where both modes share it.
+
+use super::timer::Mode;
+use super::{Base, Effect, ICR_WRITABLE, LVT_MASKED, LVT_WRITABLE, Lapic, SVR_WRITABLE, register};
+use lamina_arch::event::GuestFault;
+use lamina_arch::msr;
+use lamina_arch::time::Tsc;
+use lamina_vmm::layout;
+
+/// Remote IRR and delivery status: read-only, so that writing them is no fault.
+const LVT_READ_ONLY: u32 = 1 << 14 | 1 << 12;
+
+impl Lapic {
+    /// RDMSR.
+    ///
+    /// # Errors
+    /// #GP(0) for a register that does not exist or cannot be read, and outside of x2APIC mode.
+    pub fn read_msr(&mut self, now: Tsc, number: u32) -> Result<u64, GuestFault> {
+        match number {
+            msr::IA32_APIC_BASE => Ok(layout::LAPIC.0 | self.base.bits()),
+            msr::IA32_TSC_DEADLINE => {
+                self.advance(now);
+                Ok(self.timer.deadline())
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST if self.x2apic() => match number - msr::X2APIC_FIRST {
+                register::EOI | register::SELF_IPI | register::DFR | register::RRD | register::ICR_HIGH => {
+                    Err(GuestFault::GP0)
+                }
+                register::ICR => Ok(self.icr),
+                register => self.read_register(now, register).map(u64::from).ok_or(GuestFault::GP0),
+            },
+            _ => Err(GuestFault::GP0),
+        }
+    }
+
+    /// WRMSR.
+    ///
+    /// # Errors
+    /// #GP(0) for a register that does not exist or cannot be written, outside of x2APIC mode, where a reserved bit is
+    /// set, and for a change of mode that is not allowed.
+    pub fn write_msr(&mut self, now: Tsc, number: u32, value: u64) -> Result<Effect, GuestFault> {
+        match number {
+            msr::IA32_APIC_BASE => self.write_base(now, value),
+            msr::IA32_TSC_DEADLINE => {
+                self.advance(now);
+                if self.timer_mode() == Mode::TscDeadline {
+                    self.timer.set_deadline(value);
+                    self.advance(now);
+                }
+                Ok(Effect::None)
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST if self.x2apic() => {
+                self.write_x2apic(now, number - msr::X2APIC_FIRST, value)
+            }
+            _ => Err(GuestFault::GP0),
+        }
+    }
+
+    fn write_x2apic(&mut self, now: Tsc, number: u32, value: u64) -> Result<Effect, GuestFault> {
+        if number == register::ICR {
+            if value & 0xffff_ffff & !u64::from(ICR_WRITABLE) != 0 {
+                return Err(GuestFault::GP0);
+            }
+            self.icr = value;
+            self.send();
+            return Ok(Effect::None);
+        }
+        let allowed = match number {
+            register::TPR | register::SELF_IPI => 0xff,
+            register::EOI | register::ESR => 0,
+            register::SVR => SVR_WRITABLE,
+            register::LVT_TIMER..=register::LVT_ERROR => {
+                LVT_WRITABLE[(number - register::LVT_TIMER) as usize] | LVT_READ_ONLY
+            }
+            register::INITIAL_COUNT => u32::MAX,
+            register::DIVIDE => 0b1011,
+            _ => return Err(GuestFault::GP0),
+        };
+        let low = u32::try_from(value).map_err(|_| GuestFault::GP0)?;
+        if low & !allowed != 0 {
+            return Err(GuestFault::GP0);
+        }
+        if number == register::SELF_IPI {
+            self.send_fixed((low & 0xff) as u8, true);
+            return Ok(Effect::None);
+        }
+        self.write_register(now, number, low).ok_or(GuestFault::GP0)
+    }
+
+    /// Writes IA32_APIC_BASE ("Local APIC State Transitions": from xAPIC to x2APIC and to disabled, from x2APIC to
+    /// disabled, from disabled to xAPIC only).
+    fn write_base(&mut self, now: Tsc, value: u64) -> Result<Effect, GuestFault> {
+        let new = Base::from_bits_truncate(value);
+        if value & !Base::all().bits() != layout::LAPIC.0 {
+            return Err(GuestFault::GP0);
+        }
+        self.advance(now);
+        let mode = |base: Base| (base.contains(Base::EN), base.contains(Base::EXTD));
+        match (mode(self.base), mode(new)) {
+            (_, (false, true)) | ((true, true), (true, false)) | ((false, _), (true, true)) => {
+                return Err(GuestFault::GP0);
+            }
+            ((true, _), (false, false)) => {
+                // Disabling forgets everything, and leaves what reset would.
+                let (id, tsc, lint0) = (self.id, self.tsc, self.lint0);
+                *self = Lapic { svr: 0xff, lvt: [LVT_MASKED; 6], lint0, ..Lapic::new(id, tsc) };
+            }
+            ((true, false), (true, true)) => self.icr &= 0xffff_ffff,
+            _ => {}
+        }
+        self.base = new;
+        Ok(Effect::Accepting)
+    }
+}

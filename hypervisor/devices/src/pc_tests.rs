@@ -1,0 +1,468 @@
+use super::*;
+use lamina_arch::msr;
+use lamina_arch::time::Frequency;
+use proptest::prelude::*;
+
+const HZ: u64 = 1_000_000_000;
+
+fn setup() -> ChipsetSetup {
+    ChipsetSetup {
+        tsc: Frequency::from_hz(HZ),
+        now: Tsc(0),
+        unix_seconds: 1_700_000_000,
+        memory: 256 << 20,
+        apic_id: 0,
+    }
+}
+
+fn pc() -> Pc {
+    Pc::new(&setup())
+}
+
+/// A PC and a time, with the accesses as a program writes them.
+struct Rig {
+    pc: Pc,
+    now: u64,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        Rig { pc: pc(), now: 0 }
+    }
+
+    fn outb(&mut self, port: u16, value: u8) -> Signal {
+        self.pc.port_write(Tsc(self.now), port, &[value])
+    }
+
+    fn inb(&mut self, port: u16) -> u8 {
+        let mut data = [0];
+        self.pc.port_read(Tsc(self.now), port, &mut data);
+        data[0]
+    }
+
+    fn quiet(&mut self, writes: &[(u16, u8)]) {
+        for &(port, value) in writes {
+            assert_eq!(self.outb(port, value), Signal::None);
+        }
+    }
+
+    fn lapic_write(&mut self, offset: u64, value: u32) {
+        assert!(self.pc.mmio_write(Tsc(self.now), layout::LAPIC + offset, &value.to_le_bytes()));
+    }
+
+    fn lapic_read(&mut self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        assert!(self.pc.mmio_read(Tsc(self.now), layout::LAPIC + offset, &mut data));
+        u32::from_le_bytes(data)
+    }
+
+    fn ioapic_write(&mut self, index: u8, value: u32) {
+        assert!(self.pc.mmio_write(Tsc(self.now), layout::IOAPIC, &[index, 0, 0, 0]));
+        assert!(self.pc.mmio_write(Tsc(self.now), layout::IOAPIC + 0x10, &value.to_le_bytes()));
+    }
+
+    fn advance_to(&mut self, now: u64) {
+        self.now = now;
+        self.pc.advance(Tsc(now));
+    }
+
+    /// The 8259s as Linux programs them: vectors from 0x30, everything masked but `unmasked`.
+    fn program_pics(&mut self, unmasked: u16) {
+        let [low, high] = (!unmasked).to_le_bytes();
+        self.quiet(&[(0x20, 0x11), (0x21, 0x30), (0x21, 0x04), (0x21, 0x01), (0x21, low)]);
+        self.quiet(&[(0xa0, 0x11), (0xa1, 0x38), (0xa1, 0x02), (0xa1, 0x01), (0xa1, high)]);
+    }
+
+    /// The timer's counter 0 as a rate generator of `count`.
+    fn program_pit(&mut self, count: u16) {
+        let [low, high] = count.to_le_bytes();
+        self.quiet(&[(0x43, 0x34), (0x40, low), (0x40, high)]);
+    }
+}
+
+#[test]
+fn the_maps_have_no_overlap() {
+    assert!(ports::map().is_ok());
+    assert!(memory_map().is_ok());
+}
+
+#[test]
+fn timer_interrupts_through_the_8259_in_virtual_wire_mode() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 0);
+    rig.program_pit(11_932);
+    let deadline = rig.pc.next_deadline().unwrap();
+    // 11932 counts and the one that loads them.
+    assert!((10_000_500..10_001_500).contains(&deadline.0), "{deadline:?}");
+    rig.advance_to(deadline.0 - 1);
+    assert!(!rig.pc.interrupt_pending());
+    rig.advance_to(deadline.0);
+    assert!(rig.pc.interrupt_pending());
+    assert_eq!(rig.pc.acknowledge(), Some(0x30));
+    assert!(!rig.pc.interrupt_pending());
+    assert_eq!(rig.pc.acknowledge(), None);
+    // In service: the next one waits for the EOI.
+    rig.advance_to(deadline.0 + 20_000_000);
+    assert!(!rig.pc.interrupt_pending());
+    rig.quiet(&[(0x20, 0x20)]);
+    assert!(rig.pc.interrupt_pending());
+    assert_eq!(rig.pc.acknowledge(), Some(0x30));
+    rig.quiet(&[(0x20, 0x20)]);
+    assert!(!rig.pc.interrupt_pending(), "two ticks that were missed are one");
+}
+
+#[test]
+fn timer_interrupts_through_the_ioapic_pin_2() {
+    let mut rig = Rig::new();
+    rig.program_pics(0);
+    rig.ioapic_write(0x10 + 2 * 2, 0x31);
+    rig.program_pit(1000);
+    rig.advance_to(rig.pc.next_deadline().unwrap().0);
+    assert_eq!(rig.pc.acknowledge(), Some(0x31));
+    assert_eq!(rig.lapic_read(0x110), 1 << 17, "in service");
+    rig.lapic_write(0xb0, 0);
+    assert_eq!(rig.lapic_read(0x110), 0);
+}
+
+#[test]
+fn lapic_timer_periodic_and_its_task_priority() {
+    let mut rig = Rig::new();
+    rig.lapic_write(0x3e0, 0b1011);
+    rig.lapic_write(0x320, 1 << 17 | 0xec);
+    // 25 MHz: 1 ms.
+    rig.lapic_write(0x380, 25_000);
+    assert_eq!(rig.pc.next_deadline(), Some(Tsc(1_000_000)));
+    rig.pc.set_cr8(0xe).unwrap();
+    rig.advance_to(1_000_000);
+    assert!(!rig.pc.interrupt_pending(), "class 14 does not pass a task priority of 14");
+    assert_eq!(rig.pc.next_deadline(), None, "one waits already");
+    rig.pc.set_cr8(0xd).unwrap();
+    assert!(rig.pc.interrupt_pending());
+    rig.advance_to(3_500_000);
+    assert_eq!(rig.pc.acknowledge(), Some(0xec));
+    assert_eq!(rig.pc.next_deadline(), Some(Tsc(4_000_000)), "those of 2 and 3 ms have merged");
+    rig.lapic_write(0xb0, 0);
+    assert!(!rig.pc.interrupt_pending());
+    assert_eq!(rig.pc.set_cr8(16), Err(GuestFault::GP0));
+}
+
+#[test]
+fn the_8259_goes_first_and_ignores_the_task_priority() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 0);
+    rig.lapic_write(0x320, 0xec);
+    rig.lapic_write(0x380, 1);
+    rig.program_pit(100);
+    rig.advance_to(1_000_000);
+    rig.pc.set_cr8(15).unwrap();
+    assert!(rig.pc.interrupt_pending());
+    assert_eq!(rig.pc.acknowledge(), Some(0x30));
+    assert_eq!(rig.pc.acknowledge(), None);
+    rig.pc.set_cr8(0).unwrap();
+    assert_eq!(rig.pc.acknowledge(), Some(0xec));
+}
+
+#[test]
+fn the_ways_of_the_8259s_output() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 0);
+    rig.program_pit(100);
+    rig.advance_to(1_000_000);
+    assert!(rig.pc.interrupt_pending());
+    rig.lapic_write(0x350, 1 << 16 | 0x700);
+    assert!(!rig.pc.interrupt_pending(), "LINT0 masked");
+    rig.ioapic_write(0x10, 0x700);
+    assert!(rig.pc.interrupt_pending(), "pin 0 of the I/O APIC passes ExtINT");
+    rig.ioapic_write(0x10, 1 << 16);
+    assert!(!rig.pc.interrupt_pending());
+    rig.pc.msr_write(Tsc(rig.now), msr::IA32_APIC_BASE, 0xfee0_0100).unwrap();
+    assert!(rig.pc.interrupt_pending(), "no local APIC in between");
+    assert_eq!(rig.pc.acknowledge(), Some(0x30));
+    let mut data = [0; 4];
+    assert!(!rig.pc.mmio_read(Tsc(rig.now), layout::LAPIC + 0x30, &mut data));
+    assert_eq!(data, [0xff; 4]);
+}
+
+#[test]
+fn a_level_triggered_sci_comes_again_until_it_is_cleared() {
+    let mut rig = Rig::new();
+    rig.ioapic_write(0x10 + 2 * 9, 0x8000 | 0x50);
+    assert_eq!(rig.pc.port_write(Tsc(0), 0x602, &[1, 0]), Signal::None);
+    rig.advance_to(rig.pc.next_deadline().unwrap().0);
+    assert_eq!(rig.pc.acknowledge(), Some(0x50));
+    assert!(!rig.pc.interrupt_pending());
+    rig.lapic_write(0xb0, 0);
+    assert_eq!(rig.pc.acknowledge(), Some(0x50), "still active at the EOI");
+    assert_eq!(rig.pc.port_write(Tsc(rig.now), 0x600, &[1, 0]), Signal::None);
+    rig.lapic_write(0xb0, 0);
+    assert!(!rig.pc.interrupt_pending());
+}
+
+#[test]
+fn a_level_interrupt_refused_by_a_disabled_lapic_comes_when_it_is_enabled() {
+    let mut rig = Rig::new();
+    rig.lapic_write(0xf0, 0xff);
+    rig.ioapic_write(0x10 + 2 * 9, 0x8000 | 0x50);
+    assert_eq!(rig.pc.port_write(Tsc(0), 0x602, &[1, 0]), Signal::None);
+    rig.advance_to(rig.pc.next_deadline().unwrap().0);
+    assert!(!rig.pc.interrupt_pending());
+    rig.lapic_write(0xf0, 0x1ff);
+    assert_eq!(rig.pc.acknowledge(), Some(0x50));
+}
+
+#[test]
+fn the_serial_port_interrupts_and_its_output_waits_for_the_sink() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 4);
+    rig.quiet(&[(0x3fc, 0x0b), (0x3f9, 0x02)]);
+    assert_eq!(rig.pc.acknowledge(), Some(0x34), "enabled while the transmitter is empty");
+    rig.quiet(&[(0x20, 0x20)]);
+    assert_eq!(rig.inb(0x3fa), 0x02);
+    rig.quiet(&[(0x3f8, b'x')]);
+    assert!(rig.pc.has_output());
+    rig.pc.take_output(Tsc(0), &mut |_| false);
+    assert_eq!(rig.inb(0x3fd), 0x00, "busy");
+    let mut out = Vec::new();
+    rig.pc.take_output(Tsc(0), &mut |byte| {
+        out.push(byte);
+        true
+    });
+    assert_eq!(out, b"x");
+    assert!(!rig.pc.has_output());
+    assert_eq!(rig.pc.acknowledge(), Some(0x34));
+}
+
+#[test]
+fn received_bytes_interrupt() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 4);
+    rig.quiet(&[(0x3fc, 0x0b), (0x3f9, 0x01), (0x3fa, 0x81)]);
+    assert_eq!(rig.pc.give_input(Tsc(0), b"ls\n"), 3);
+    assert!(!rig.pc.interrupt_pending(), "below the trigger level of 8");
+    rig.advance_to(rig.pc.next_deadline().unwrap().0);
+    assert_eq!(rig.pc.acknowledge(), Some(0x34));
+    assert_eq!(rig.inb(0x3fa), 0xcc);
+    assert_eq!([rig.inb(0x3f8), rig.inb(0x3f8), rig.inb(0x3f8)], *b"ls\n");
+    assert_eq!(rig.inb(0x3fa), 0xc1);
+}
+
+#[test]
+fn ports_that_end_or_reset() {
+    let mut rig = Rig::new();
+    let s5 = (0x2001 | u16::from(layout::S5_SLP_TYP) << 10).to_le_bytes();
+    assert_eq!(rig.pc.port_write(Tsc(0), 0x604, &s5), Signal::PowerOff);
+    assert_eq!(rig.outb(0x64, 0xfe), Signal::Reset);
+    assert_eq!(rig.outb(0x92, 0x03), Signal::Reset);
+    assert_eq!(rig.outb(0xf4, 7), Signal::Status(7));
+    assert_eq!(rig.pc.port_write(Tsc(0), 0xf4, &0x1234_5678u32.to_le_bytes()), Signal::Status(0x1234_5678));
+}
+
+#[test]
+fn only_the_whole_string_shuts_down() {
+    let mut rig = Rig::new();
+    for byte in *b"ShutdowShSShutdow" {
+        assert_eq!(rig.outb(0x8900, byte), Signal::None);
+    }
+    assert_eq!(rig.outb(0x8900, b'n'), Signal::PowerOff);
+    assert_eq!(rig.outb(0x8900, b'n'), Signal::None);
+}
+
+#[test]
+fn reset_control_shares_its_port_with_pcis_address() {
+    let mut rig = Rig::new();
+    let now = Tsc(0);
+    assert_eq!(rig.pc.port_write(now, 0xcf8, &0x8000_0604u32.to_le_bytes()), Signal::None, "bits 15:8 are 6");
+    let mut data = [0; 4];
+    rig.pc.port_read(now, 0xcf8, &mut data);
+    assert_eq!(u32::from_le_bytes(data), 0x8000_0604);
+    assert_eq!(rig.outb(0xcf9, 0x02), Signal::None);
+    assert_eq!(rig.inb(0xcf9), 0x02);
+    assert_eq!(rig.outb(0xcf9, 0x06), Signal::Reset);
+    assert_eq!(rig.outb(0xcf9, 0x06), Signal::None, "no rising edge");
+    rig.pc.port_read(now, 0xcf8, &mut data);
+    assert_eq!(u32::from_le_bytes(data), 0x8000_0604, "the address is untouched");
+    assert_eq!(rig.inb(0xcf8), 0xff);
+}
+
+#[test]
+fn wide_accesses_to_narrow_devices_are_several_narrow_ones() {
+    let mut rig = Rig::new();
+    let mut data = [0; 2];
+    assert_eq!(rig.pc.port_write(Tsc(0), 0x3fe, &[0, 0x5a]), Signal::None);
+    rig.pc.port_read(Tsc(0), 0x3fe, &mut data);
+    assert_eq!(data, [0xb0, 0x5a]);
+    assert_eq!(rig.pc.port_write(Tsc(0), 0x70, &[0x0f, 0x99]), Signal::None);
+    assert_eq!(rig.inb(0x71), 0x99);
+    rig.pc.port_read(Tsc(0), 0x3ff, &mut data);
+    assert_eq!(data, [0x5a, 0xff]);
+}
+
+#[test]
+fn what_nobody_answers_is_all_ones_and_counted() {
+    let mut rig = Rig::new();
+    let mut data = [0; 4];
+    rig.pc.port_read(Tsc(0), 0x2f8, &mut data);
+    assert_eq!(data, [0xff; 4]);
+    assert_eq!(rig.outb(0xe9, 0), Signal::None);
+    assert!(!rig.pc.mmio_write(Tsc(0), Gpa(0xfed0_0000), &[0; 4]));
+    assert_eq!(rig.pc.unclaimed(), 3);
+    assert_eq!(rig.outb(0x80, 0x42), Signal::None);
+    assert_eq!(rig.inb(0x80), 0x42);
+    assert_eq!(rig.pc.unclaimed(), 3);
+}
+
+#[test]
+fn an_nmi_through_the_interrupt_command_register_is_taken_once() {
+    let mut rig = Rig::new();
+    assert!(!rig.pc.take_nmi());
+    rig.lapic_write(0x300, 0x400);
+    assert!(rig.pc.take_nmi());
+    assert!(!rig.pc.take_nmi());
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    In(u16, usize),
+    Out(u16, usize, u32),
+    MmioRead(u64, usize),
+    MmioWrite(u64, usize, u64),
+    Rdmsr(u32),
+    Wrmsr(u32, u64),
+    Cr8(u64),
+    Acknowledge,
+    Nmi,
+    Output(u8),
+    Input(u8),
+    Sleep(u64),
+    ToDeadline,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let port = prop_oneof![
+        4 => prop::sample::select(vec![
+            0x20u16, 0x21, 0xa0, 0xa1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0x3f8, 0x3f9,
+            0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x4d0, 0x4d1, 0x600, 0x602, 0x604, 0x605, 0x608, 0xcf8, 0xcf9, 0xcfc, 0xcff,
+            0xf4, 0x8900,
+        ]),
+        1 => any::<u16>(),
+    ];
+    let width = prop::sample::select(vec![1usize, 2, 4]);
+    let wide = prop::sample::select(vec![1usize, 2, 4, 8]);
+    let value = prop_oneof![any::<u32>(), 0u32..256, Just(0)];
+    let gpa = prop_oneof![
+        4 => (0u64..0x40).prop_map(|n| layout::LAPIC.0 + n * 16),
+        2 => prop::sample::select(vec![layout::IOAPIC.0, layout::IOAPIC.0 + 0x10]),
+        1 => (0u64..0x1000).prop_map(|n| layout::LAPIC.0 + n),
+        1 => (0u64..0x1000).prop_map(|n| layout::IOAPIC.0 + n),
+        1 => any::<u64>(),
+    ];
+    let long = prop_oneof![any::<u64>(), 0u64..256, (0u64..0x80_0000), Just(0), Just(u64::MAX)];
+    let number = prop_oneof![
+        4 => 0x800u32..0x840,
+        1 => Just(msr::IA32_APIC_BASE),
+        1 => Just(msr::IA32_TSC_DEADLINE),
+        1 => any::<u32>(),
+    ];
+    let base = prop::sample::select(vec![0xfee0_0100u64, 0xfee0_0900, 0xfee0_0d00, 0xfee0_0500]);
+    prop_oneof![
+        6 => (port.clone(), width.clone()).prop_map(|(p, w)| Op::In(p, w)),
+        12 => (port, width, value).prop_map(|(p, w, v)| Op::Out(p, w, v)),
+        4 => (gpa.clone(), wide.clone()).prop_map(|(g, w)| Op::MmioRead(g, w)),
+        8 => (gpa, wide, long.clone()).prop_map(|(g, w, v)| Op::MmioWrite(g, w, v)),
+        3 => number.clone().prop_map(Op::Rdmsr),
+        6 => (number, long.clone()).prop_map(|(n, v)| Op::Wrmsr(n, v)),
+        2 => base.prop_map(|v| Op::Wrmsr(msr::IA32_APIC_BASE, v)),
+        1 => (0u64..20).prop_map(Op::Cr8),
+        4 => Just(Op::Acknowledge),
+        1 => Just(Op::Nmi),
+        1 => any::<u8>().prop_map(Op::Output),
+        1 => any::<u8>().prop_map(Op::Input),
+        4 => prop_oneof![0u64..1_000_000, 0u64..1_000_000_000_000, any::<u64>()].prop_map(Op::Sleep),
+        4 => Just(Op::ToDeadline),
+    ]
+}
+
+/// What the cached answers must be, asked of the devices themselves.
+fn check_caches(pc: &Pc) {
+    let waits = pc.lapic.deliverable().is_some() || (pc.pic.intr() && pc.extint_passes());
+    assert_eq!(pc.pending, waits);
+    let deadlines = [
+        pc.pit.next_deadline(),
+        pc.rtc.next_deadline(),
+        pc.pm.next_deadline(),
+        pc.uart.next_deadline(),
+        pc.lapic.next_deadline(),
+    ];
+    let earliest = deadlines.into_iter().flatten().min().filter(|tsc| tsc.0 != NEVER);
+    // The cache may be too early (an interrupt that waits makes a deadline superfluous), never too late.
+    if let Some(earliest) = earliest {
+        assert!(pc.next_deadline().is_some_and(|cached| cached <= earliest), "{:?} {earliest:?}", pc.next_deadline());
+    }
+    let levels = [(1, pc.i8042.irq()), (4, pc.uart.irq()), (8, pc.rtc.irq()), (9, pc.pm.sci())];
+    for (irq, level) in levels {
+        assert_eq!(pc.lines >> irq & 1 != 0, level, "interrupt line {irq}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn nothing_a_guest_does_panics(ops in prop::collection::vec(any_op(), 0..200), hz in prop_oneof![
+        Just(HZ), 1u64..100, any::<u64>()
+    ], start in prop_oneof![Just(0u64), any::<u64>()], memory in any::<u64>(), unix_seconds in any::<u64>()) {
+        let setup = ChipsetSetup {
+            tsc: Frequency::from_hz(hz), now: Tsc(start), memory, unix_seconds, apic_id: 0,
+        };
+        let mut pc = Pc::new(&setup);
+        let mut now = Tsc(start);
+        for op in ops {
+            match op {
+                Op::In(port, width) => pc.port_read(now, port, &mut [0; 4][..width]),
+                Op::Out(port, width, value) => {
+                    let _ = pc.port_write(now, port, &value.to_le_bytes()[..width]);
+                }
+                Op::MmioRead(gpa, width) => {
+                    pc.mmio_read(now, Gpa(gpa), &mut [0; 8][..width]);
+                }
+                Op::MmioWrite(gpa, width, value) => {
+                    pc.mmio_write(now, Gpa(gpa), &value.to_le_bytes()[..width]);
+                }
+                Op::Rdmsr(number) => {
+                    let _ = pc.msr_read(now, number);
+                }
+                Op::Wrmsr(number, value) => {
+                    let _ = pc.msr_write(now, number, value);
+                }
+                Op::Cr8(value) => prop_assert_eq!(pc.set_cr8(value).is_ok(), value < 16),
+                Op::Acknowledge => {
+                    let pending = pc.interrupt_pending();
+                    prop_assert_eq!(pc.acknowledge().is_some(), pending);
+                }
+                Op::Nmi => {
+                    pc.take_nmi();
+                }
+                Op::Output(mut room) => pc.take_output(now, &mut |_| {
+                    room = room.saturating_sub(1);
+                    room > 0
+                }),
+                Op::Input(count) => {
+                    prop_assert!(pc.give_input(now, &[b'a'; 256][..usize::from(count)]) <= 16);
+                }
+                Op::Sleep(ticks) => {
+                    now = now + ticks;
+                    pc.advance(now);
+                }
+                Op::ToDeadline => if let Some(deadline) = pc.next_deadline() {
+                    now = now.max(deadline);
+                    pc.advance(now);
+                }
+            }
+            check_caches(&pc);
+            // A deadline lies ahead, else a run loop would spin; except at the end of time.
+            if let Some(deadline) = pc.next_deadline() {
+                prop_assert!(deadline > pc.now || now.0 > u64::MAX / 2, "{:?} {:?}", deadline, pc.now);
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Writes to registers that every processor refuses, and some that it takes (SDM vol. 3, "Control Registers",
 //! "XCR0"; vol. 2, the instructions' pages).
 
+use guest_rt::extended::Width;
 use guest_rt::trap::Fault;
 use guest_rt::{cpu, extended, probe};
 
@@ -78,15 +79,19 @@ fn extended_control(report: &mut Report) {
     report.refuses("xcr0-without-x87", probe::xsetbv(0, all & !1));
     report.refuses("xcr0-unreported", probe::xsetbv(0, all | 1 << 62));
     report.refuses("xcr1", probe::xsetbv(1, 1));
-    if extended.has_avx() {
+    if extended.width() != Width::Xmm {
         report.refuses("xcr0-avx-without-sse", probe::xsetbv(0, 0b101));
     }
     let before = probe::xgetbv();
     let result = probe::xsetbv(0, all);
     report.check("xcr0-all-that-is-reported", result.is_ok(), result);
     report.check("xcr0-reads-back", probe::xgetbv() == before, probe::xgetbv());
-    // The legacy area and the header are 576 bytes; AVX adds 256.
-    let least = if extended.has_avx() { 832 } else { 576 };
+    // SDM vol. 1, "Standard Format of XSAVE Area", with the offsets that every processor reports for these states.
+    let least = match extended.width() {
+        Width::Xmm => 576,
+        Width::Ymm => 832,
+        Width::Zmm => 2688,
+    };
     report.check("xsave-area", area >= least, area);
     let held = extended.hold(7, 1000);
     report.check("registers-hold", held.is_ok(), held);

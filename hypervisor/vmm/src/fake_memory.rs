@@ -1,5 +1,7 @@
 //! The machine's memory for tests: sparse, bounded, and it remembers every write to a table.
 
+#![allow(clippy::cast_possible_truncation)]
+
 use std::collections::HashMap;
 
 use lamina_arch::addr::Hpa;
@@ -90,11 +92,11 @@ impl HostMemory for FakeMemory {
 
     fn zero(&mut self, at: Hpa, length: u64) {
         self.check(at, length);
-        assert!(at.0 % 8 == 0 && length % 8 == 0);
+        assert!(at.0.is_multiple_of(8) && length.is_multiple_of(8));
         let end = at.0 + length;
         let mut at = at.0;
         while at < end {
-            if !self.recording && at % 4096 == 0 && end - at >= 4096 {
+            if !self.recording && at.is_multiple_of(4096) && end - at >= 4096 {
                 self.pages.insert(at / 4096, None);
                 at += 4096;
             } else {
@@ -106,13 +108,13 @@ impl HostMemory for FakeMemory {
 
     fn read_u64(&self, at: Hpa) -> u64 {
         self.check(at, 8);
-        assert!(at.0 % 8 == 0);
+        assert!(at.0.is_multiple_of(8));
         self.word(at.0)
     }
 
     fn write_u64(&mut self, at: Hpa, value: u64) {
         self.check(at, 8);
-        assert!(at.0 % 8 == 0);
+        assert!(at.0.is_multiple_of(8));
         self.set_word(at.0, value);
     }
 }

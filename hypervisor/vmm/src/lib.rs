@@ -18,6 +18,7 @@ pub(crate) mod fake_memory;
 pub mod frames;
 pub mod host;
 pub mod layout;
+pub mod load;
 pub mod memory;
 pub mod nested;
 pub mod vcpu;

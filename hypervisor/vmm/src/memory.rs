@@ -306,6 +306,7 @@ impl GuestMemory {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)]
 mod tests {
     use lamina_arch::addr::{PAGE_1G, PAGE_2M};
     use proptest::prelude::*;

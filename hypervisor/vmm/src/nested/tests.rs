@@ -306,7 +306,7 @@ fn check_history(format: Ept, steps: &[Step]) {
     let mut found = Vec::new();
     leaves(&bench.host, root.0, 39, 0, &mut found);
     for (gpa, size, hpa, bits) in found {
-        for offset in [0, size / 2 & !0xfff, size - PAGE_4K] {
+        for offset in [0, (size / 2) & !0xfff, size - PAGE_4K] {
             assert_eq!(model(steps, gpa + offset), Some((hpa + offset, bits)), "{gpa:#x}+{offset:#x}");
         }
     }

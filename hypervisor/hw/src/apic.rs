@@ -3,6 +3,7 @@
 //! Owns its registers, in xAPIC or x2APIC mode, and its timer. IA32_APIC_BASE.EN is only ever set, never cleared:
 //! setting it again is not reliable everywhere.
 
+use core::fmt;
 use core::sync::atomic::{Ordering, fence};
 use lamina_arch::addr::Hpa;
 use lamina_arch::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST};
@@ -48,6 +49,15 @@ pub enum Mode {
     X2Apic,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::XApic(_) => "xAPIC",
+            Mode::X2Apic => "x2APIC",
+        })
+    }
+}
+
 /// What the timer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
@@ -55,6 +65,15 @@ pub enum Timer {
     TscDeadline,
     /// It counts down at this rate.
     OneShot(Frequency),
+}
+
+impl fmt::Display for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Timer::TscDeadline => f.write_str("TSC-deadline timer"),
+            Timer::OneShot(rate) => write!(f, "one-shot timer at {} kHz", rate.hz() / 1000),
+        }
+    }
 }
 
 /// The same for all processors.

@@ -36,13 +36,19 @@ impl<const N: usize> Ring<N> {
         Ring { bytes: [0; N], head: 0, length: 0 }
     }
 
-    fn push(&mut self, byte: u8) -> bool {
-        if self.length == N {
-            return false;
-        }
-        self.bytes[(self.head + self.length) % N] = byte;
-        self.length += 1;
-        true
+    const fn room(&self) -> usize {
+        N - self.length
+    }
+
+    /// Takes as many of `bytes` as there is room for; returns how many.
+    fn push(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.room());
+        let tail = (self.head + self.length) % N;
+        let (before_end, wrapped) = bytes[..taken].split_at(taken.min(N - tail));
+        self.bytes[tail..tail + before_end.len()].copy_from_slice(before_end);
+        self.bytes[..wrapped.len()].copy_from_slice(wrapped);
+        self.length += taken;
+        taken
     }
 
     fn pop(&mut self) -> Option<u8> {
@@ -117,11 +123,8 @@ impl Serial {
         let Some(uart) = self.uart.as_mut() else { return };
         let mut bytes = [0; FIFO_SIZE];
         let count = uart.receive_bytes(&mut bytes);
-        for &byte in &bytes[..count] {
-            if !self.receive.push(byte) {
-                self.lost += 1;
-            }
-        }
+        let kept = self.receive.push(&bytes[..count]);
+        self.lost += (count - kept) as u64;
     }
 
     /// Sends the ring's bytes and then `bytes`, waiting for the port; what a dead port does not take is dropped.
@@ -173,10 +176,7 @@ pub fn enable_interrupts() {
 /// Puts `bytes` into the transmit ring; returns how many it had room for. Never waits.
 pub fn write(bytes: &[u8]) -> usize {
     let mut serial = SERIAL.lock();
-    let taken = bytes.len().min(TRANSMIT_RING - serial.transmit.length);
-    for &byte in &bytes[..taken] {
-        serial.transmit.push(byte);
-    }
+    let taken = serial.transmit.push(bytes);
     if let Some(&last) = bytes[..taken].last() {
         serial.mid_line = last != b'\n';
         // With the interrupt on, the ring is being emptied already.
@@ -189,7 +189,7 @@ pub fn write(bytes: &[u8]) -> usize {
 
 /// How many bytes [`write`] would take now.
 pub fn room() -> usize {
-    TRANSMIT_RING - SERIAL.lock().transmit.length
+    SERIAL.lock().transmit.room()
 }
 
 /// The next byte that was received.

@@ -78,7 +78,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
         Err(error) => refuse(format_args!("the time-stamp counter's rate could not be measured: {error:?}")),
     };
     let timer = apic::init_timer(tsc);
-    log::info!("processor: TSC {}.{:03} MHz, {mode:?}, timer {timer:?}", tsc.hz() / 1_000_000, tsc.hz() / 1000 % 1000);
+    log::info!("processor: TSC {}.{:03} MHz, {mode}, {timer}", tsc.hz() / 1_000_000, tsc.hz() / 1000 % 1000);
 
     let mut io_apics = ioapic::init(&madt);
     match ioapic::route_isa(&mut io_apics, &madt, SERIAL_IRQ, interrupts::SERIAL, cpu.lapic_id) {

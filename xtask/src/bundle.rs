@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use lamina_vmm::config::{BLOB_ALIGN, Blob, Bundle, MAGIC, ModuleConfig, VmConfig};
+use lamina_vmm::load::{self, LoadArgs, LoadError, Part};
 
-use crate::config::{Config, ConfigError, Source};
+use crate::config::{Config, ConfigError, Source, Vm, size};
 
 /// The images of a configuration, read into memory.
 #[derive(Debug, Default)]
@@ -38,36 +39,46 @@ impl Images {
         self.bytes.get(source).map_or(&[], Vec::as_slice)
     }
 
-    /// Checks every image by itself and against the memory of its VM.
+    /// Checks every image, and that all of a VM fit into its memory, with the loader that the hypervisor uses.
     ///
     /// # Errors
     /// An image is of no known format, lies about its sizes, or does not fit.
     pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
         for vm in &config.vms {
-            let kernel = self.get(&vm.kernel);
-            if let Err(reason) = identify(kernel) {
-                return Err(config.refuse(&vm.name, "kernel", &vm.kernel, reason));
-            }
-            // A lower bound: how a kernel lays out its memory is known to the loader in the hypervisor alone.
-            let mut needed = kernel.len() as u64;
-            let (mut key, mut value) = ("kernel", vm.kernel.to_string());
-            let modules = vm.modules.iter().map(|module| ("modules", &module.source));
-            for (next, source) in vm.initrd.iter().map(|initrd| ("initrd", initrd)).chain(modules) {
-                needed += self.get(source).len() as u64;
-                if needed <= vm.memory {
-                    continue;
-                }
-                (key, value) = (next, source.to_string());
-                break;
-            }
-            if needed > vm.memory {
-                let memory = crate::config::size::format(vm.memory);
-                let reason = format!("does not fit: {needed} bytes of images in memory = \"{memory}\"");
-                return Err(config.refuse(&vm.name, key, value, reason));
+            let modules: Vec<_> = vm
+                .modules
+                .iter()
+                .map(|module| load::Module { bytes: self.get(&module.source), cmdline: &module.cmdline })
+                .collect();
+            let initrd = vm.initrd.as_ref().map(|initrd| self.get(initrd));
+            let args = LoadArgs { initrd, modules: &modules, cmdline: &vm.cmdline, rsdp: None };
+            if let Err(error) = load::check(self.get(&vm.kernel), vm.memory, &args) {
+                return Err(refusal(config, vm, error));
             }
         }
         Ok(())
     }
+}
+
+/// Says which key of the VM is to blame for what the loader found.
+fn refusal(config: &Config, vm: &Vm, error: LoadError) -> ConfigError {
+    let part = match error {
+        LoadError::OutsideMemory { part, .. }
+        | LoadError::Overlap { part, .. }
+        | LoadError::NoRoom { part, .. }
+        | LoadError::NotForThisFormat { part, .. } => part,
+        LoadError::CommandLineTooLong { .. } | LoadError::ZeroInCommandLine => Part::CommandLine,
+        _ => Part::Kernel,
+    };
+    let memory = matches!(error, LoadError::OutsideMemory { .. } | LoadError::NoRoom { .. });
+    let (key, value) = match (part, &vm.initrd, vm.modules.first()) {
+        (Part::Initrd, Some(initrd), _) => ("initrd", initrd.to_string()),
+        (Part::Module, _, Some(module)) => ("modules: path", module.source.to_string()),
+        (Part::CommandLine, ..) => ("cmdline", format!("{:?}", vm.cmdline)),
+        _ => ("kernel", vm.kernel.to_string()),
+    };
+    let given = if memory { format!(" (memory = \"{}\")", size::format(vm.memory)) } else { String::new() };
+    config.refuse(&vm.name, key, value, format!("{error}{given}"))
 }
 
 fn sources(config: &Config) -> impl Iterator<Item = &Source> {
@@ -75,19 +86,6 @@ fn sources(config: &Config) -> impl Iterator<Item = &Source> {
         let modules = vm.modules.iter().map(|module| &module.source);
         std::iter::once(&vm.kernel).chain(&vm.initrd).chain(modules)
     })
-}
-
-/// Says whether these bytes are an image that the hypervisor can load, or why not.
-fn identify(image: &[u8]) -> Result<(), String> {
-    let elf = image.starts_with(b"\x7fELF");
-    let setup_header = image.get(0x202..0x206) == Some(b"HdrS");
-    if elf || setup_header {
-        Ok(())
-    } else if image.is_empty() {
-        Err("is empty".to_owned())
-    } else {
-        Err("is neither a bzImage nor a Multiboot or plain ELF image".to_owned())
-    }
 }
 
 /// Packs the bundle. Images that several VMs name are in it once.
@@ -212,7 +210,6 @@ mod tests {
             modules = [{ path = "module", cmdline = "m" }]
             "#,
         );
-        images.check(&config).unwrap();
         let packed = pack(&config, &images, true).unwrap();
         let bundle = unpack(&packed);
         assert!(bundle.interactive);
@@ -241,20 +238,55 @@ mod tests {
         }
     }
 
+    /// The smallest 64-bit ELF file that loads: one segment of `memory` bytes at 1 MiB, of which none are in the file.
+    fn loadable(memory: u64) -> Vec<u8> {
+        let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+        image.resize(16, 0);
+        let address = 1_u64 << 20;
+        for half in [2_u16, 62] {
+            image.extend(half.to_le_bytes());
+        }
+        image.extend(1_u32.to_le_bytes());
+        // Entry, program headers, section headers.
+        for word in [address, 64, 0] {
+            image.extend(word.to_le_bytes());
+        }
+        image.extend(0_u32.to_le_bytes());
+        // Sizes of the ELF header and of a program header, number of program headers; no section headers.
+        for half in [64_u16, 56, 1, 0, 0, 0] {
+            image.extend(half.to_le_bytes());
+        }
+        for half in [1_u32, 5] {
+            image.extend(half.to_le_bytes());
+        }
+        // Offset, virtual and physical address, size in the file and in memory, alignment.
+        for word in [0, address, address, 64 + 56, memory, 4096] {
+            image.extend(word.to_le_bytes());
+        }
+        image
+    }
+
     #[test]
     fn images_that_are_none_or_do_not_fit() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("kernel"), elf(5000)).unwrap();
+        std::fs::write(directory.path().join("kernel"), loadable(8 << 20)).unwrap();
+        std::fs::write(directory.path().join("liar"), &loadable(8 << 20)[..100]).unwrap();
         std::fs::write(directory.path().join("text"), "hello").unwrap();
         std::fs::write(directory.path().join("empty"), "").unwrap();
+        let check = |keys: &str| {
+            let (config, images) = config(directory.path(), &format!("[[vm]]\nname = \"a\"\n{keys}"));
+            images.check(&config).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("kernel = \"kernel\"\nmemory = \"16M\""), Ok(()));
         for (keys, parts) in [
             ("kernel = \"text\"", ["kernel = ", "neither"]),
-            ("kernel = \"empty\"", ["kernel = ", "is empty"]),
-            ("kernel = \"kernel\"\nmemory = 4096", ["kernel = ", "does not fit"]),
-            ("kernel = \"kernel\"\ninitrd = \"kernel\"\nmemory = 8192", ["initrd = ", "memory = \"8K\""]),
+            ("kernel = \"empty\"", ["kernel = ", "neither"]),
+            ("kernel = \"liar\"", ["kernel = ", "cut off"]),
+            ("kernel = \"kernel\"\nmemory = \"4M\"", ["kernel = ", "memory = \"4M\""]),
+            ("kernel = \"kernel\"\ninitrd = \"text\"", ["initrd = ", "takes none"]),
+            ("kernel = \"kernel\"\nmodules = [{ path = \"text\" }]", ["modules: path = ", "takes none"]),
         ] {
-            let (config, images) = config(directory.path(), &format!("[[vm]]\nname = \"a\"\n{keys}"));
-            let message = images.check(&config).unwrap_err().to_string();
+            let message = check(keys).unwrap_err();
             assert!(message.starts_with("some.toml: [[vm]] \"a\": "), "{message}");
             for part in parts {
                 assert!(message.contains(part), "{part:?} is not in: {message}");

@@ -151,3 +151,39 @@ pub unsafe fn read(rsdp: Option<Hpa>, mapped: Hpa) -> Madt {
     madt.processors = madt.processors.max(1);
     madt
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(entries: &[u8]) -> Vec<u8> {
+        let mut table = [0; HEADER + 8].to_vec();
+        table.extend_from_slice(entries);
+        table
+    }
+
+    #[test]
+    fn reads_processors_io_apics_and_overrides() {
+        let mut entries = Vec::new();
+        entries.extend([0, 8, 0, 0, 1, 0, 0, 0]);
+        entries.extend([0, 8, 1, 1, 0, 0, 0, 0]);
+        entries.extend([1, 12, 2, 0, 0, 0x10, 0xc0, 0xfe, 24, 0, 0, 0]);
+        entries.extend([2, 10, 0, 9, 20, 0, 0, 0, 0x0f, 0]);
+        let madt = Madt::parse(&table(&entries));
+        assert_eq!(madt.processors, 1);
+        assert_eq!(madt.io_apics, [IoApicEntry { address: Hpa(0xfec0_1000), first_line: 24 }]);
+        assert_eq!(madt.isa(9), IsaSource { irq: 9, line: 20, level: true, active_low: true });
+        assert_eq!(madt.isa(4), IsaSource { irq: 4, line: 4, level: false, active_low: false });
+    }
+
+    #[test]
+    fn entries_that_lie_about_their_length_end_the_walk() {
+        let good = [0, 8, 0, 0, 1, 0, 0, 0];
+        for bad in [&[1, 0][..], &[1, 1, 0], &[2, 200, 0, 0], &[1], &[2, 2], &[1, 4, 0, 0]] {
+            let entries = [&good[..], bad].concat();
+            let madt = Madt::parse(&table(&entries));
+            assert_eq!((madt.processors, madt.io_apics.len(), madt.overrides.len()), (1, 0, 0), "{bad:?}");
+        }
+        assert_eq!(Madt::parse(&[]), Madt::default());
+    }
+}

@@ -228,3 +228,67 @@ impl Drop for HostPage {
 /// Only for its layout.
 #[repr(C, align(4096))]
 struct AlignedPage([u8; 4096]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    const MIB: u64 = 1 << 20;
+
+    fn region(start: u64, end: u64, kind: RegionKind) -> Region {
+        Region { start: Hpa(start), end: Hpa(end), kind }
+    }
+
+    fn pc(memory: u64) -> Vec<Region> {
+        vec![
+            region(0, 0x9_fc00, RegionKind::Usable),
+            region(0x9_fc00, 0xa_0000, RegionKind::Other),
+            region(0xf_0000, MIB, RegionKind::Other),
+            region(MIB, 0x100_3000, RegionKind::Usable),
+            region(0x100_3000, 0x115_2000, RegionKind::InUse),
+            region(0x115_2000, memory - 0x1_0000, RegionKind::Usable),
+            region(memory - 0x1_0000, memory, RegionKind::Acpi),
+        ]
+    }
+
+    #[test]
+    fn the_heap_comes_from_the_largest_region_at_a_large_page() {
+        let regions = pc(256 * MIB);
+        assert_eq!(choose_heap(regions.iter().copied()), Some((Hpa(0x120_0000), HEAP_SIZE)));
+    }
+
+    #[test]
+    fn a_small_machine_gets_a_small_heap_and_a_tiny_one_none() {
+        let (_, length) = choose_heap(pc(48 * MIB).into_iter()).unwrap();
+        assert!((HEAP_LEAST..HEAP_SIZE).contains(&length));
+        assert_eq!(choose_heap(core::iter::once(region(MIB, 5 * MIB, RegionKind::Usable))), None);
+        assert_eq!(choose_heap(core::iter::empty()), None);
+        assert_eq!(choose_heap(core::iter::once(region(u64::MAX - 8, u64::MAX, RegionKind::Usable))), None);
+    }
+
+    #[test]
+    fn the_pool_is_what_is_usable_above_1_mib_without_the_heap() {
+        let pool = pool(&pc(256 * MIB), (Hpa(0x120_0000), HEAP_SIZE));
+        assert_eq!(
+            pool,
+            [
+                (Hpa(MIB), 0x100_3000 - MIB),
+                (Hpa(0x115_2000), 0xa_e000),
+                (Hpa(0x320_0000), 256 * MIB - 0x1_0000 - 0x320_0000),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_pool_has_whole_pages_only() {
+        let pool = pool(&[region(2 * MIB + 1, 3 * MIB + 4095, RegionKind::Usable)], (Hpa(0), 0));
+        assert_eq!(pool, [(Hpa(2 * MIB + 4096), MIB - 4096)]);
+    }
+
+    #[test]
+    fn the_direct_map_joins_neighbours_and_leaves_out_page_0_and_what_is_no_memory() {
+        let ram = ram(&pc(256 * MIB));
+        assert_eq!(ram, [(Hpa(0x1000), Hpa(0x9_f000)), (Hpa(MIB), Hpa(256 * MIB))]);
+    }
+}

@@ -65,3 +65,31 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     let months = BEFORE_MONTH[usize::try_from(month - 1).unwrap_or(0)] + u64::from(leap && month > 2);
     (year - 1970) * 365 + leaps_before(year) - leaps_before(1970) + months + day - 1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn converts_what_the_registers_show() {
+        // Seconds, minutes, hours, day, month, year.
+        assert_eq!(to_unix([0x00, 0x00, 0x00, 0x01, 0x01, 0x00], HOURS_24), 946_684_800);
+        assert_eq!(to_unix([0x59, 0x59, 0x23, 0x29, 0x02, 0x24], HOURS_24), 1_709_251_199);
+        assert_eq!(to_unix([21, 24, 18, 23, 11, 26], HOURS_24 | BINARY), 1_795_458_261);
+    }
+
+    #[test]
+    fn twelve_o_clock_is_0_before_noon_and_12_after() {
+        let at = |hour| to_unix([0, 0, hour, 0x01, 0x01, 0x00], 0) - 946_684_800;
+        assert_eq!([at(0x12), at(0x01), at(0x92), at(0x91)], [0, 3600, 12 * 3600, 23 * 3600]);
+    }
+
+    #[test]
+    fn an_impossible_date_is_no_panic() {
+        for byte in [0x00, 0xff] {
+            for status in [0, BINARY, HOURS_24, BINARY | HOURS_24] {
+                to_unix([byte; 6], status);
+            }
+        }
+    }
+}

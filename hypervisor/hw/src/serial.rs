@@ -251,3 +251,22 @@ pub unsafe fn break_lock() {
     // at a time, each state of which is valid.
     unsafe { SERIAL.force_unlock() };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_keeps_order_across_its_end_and_takes_no_more_than_fits() {
+        let mut ring = Ring::<8>::new();
+        assert_eq!(ring.push(b"abcdef"), 6);
+        assert_eq!((ring.pop(), ring.pop(), ring.pop()), (Some(b'a'), Some(b'b'), Some(b'c')));
+        assert_eq!(ring.push(b"ghijklm"), 5);
+        assert_eq!((ring.room(), ring.push(b"x")), (0, 0));
+        assert_eq!(ring.front(16), b"defgh");
+        ring.consume(5);
+        assert_eq!(ring.front(2), b"ij");
+        ring.consume(2);
+        assert_eq!((ring.pop(), ring.pop()), (Some(b'k'), None));
+    }
+}

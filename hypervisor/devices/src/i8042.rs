@@ -171,6 +171,7 @@ impl Default for I8042 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn command(controller: &mut I8042, value: u8) -> u8 {
         assert_eq!(controller.write_command(value), Signal::None);
@@ -250,5 +251,26 @@ mod tests {
         assert_eq!(command(&mut controller, 0xd0), 0xdf);
         assert_eq!(controller.write_command(0xdd), Signal::None);
         assert_eq!(controller.read_fast_a20(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_waits_is_gone_after_one_read(writes in prop::collection::vec(any::<(u8, u8)>(), 0..50)) {
+            let mut controller = I8042::new();
+            for (port, value) in writes {
+                let _ = match port % 3 {
+                    0 => controller.write_data(value),
+                    1 => controller.write_command(value),
+                    _ => controller.write_fast_a20(value),
+                };
+                prop_assert_ne!(controller.read_status(), 0xff, "would look like open bus");
+                if controller.irq() {
+                    prop_assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
+                }
+            }
+            controller.read_data();
+            prop_assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);
+            prop_assert!(!controller.irq());
+        }
     }
 }

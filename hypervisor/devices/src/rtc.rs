@@ -162,7 +162,8 @@ impl Rtc {
             return None;
         }
         let enabled = self.register(REGISTER_B);
-        let periodic = self.period().filter(|_| enabled & B_PERIODIC != 0).map(|p| (self.seen / p + 1) * p);
+        let period = self.period().filter(|_| enabled & B_PERIODIC != 0);
+        let periodic = period.and_then(|period| (self.seen / period + 1).checked_mul(period));
         let second = self.seconds(self.seen);
         let update = (enabled & B_UPDATE_ENDED != 0 && !self.stopped()).then(|| second.saturating_add(1));
         let alarm = if enabled & B_ALARM != 0 && !self.stopped() { self.next_alarm(second) } else { None };

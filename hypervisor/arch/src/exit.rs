@@ -89,11 +89,27 @@ impl Width {
         self as usize
     }
 
+    /// Unit: bits.
+    pub const fn bits(self) -> u32 {
+        self as u32 * 8
+    }
+
+    /// The width of `bytes` bytes, if there is one.
+    pub const fn from_bytes(bytes: usize) -> Option<Width> {
+        Some(match bytes {
+            1 => Width::B1,
+            2 => Width::B2,
+            4 => Width::B4,
+            8 => Width::B8,
+            _ => return None,
+        })
+    }
+
     /// The bits of a 64-bit value that a value of this width has.
     pub const fn mask(self) -> u64 {
         match self {
             Width::B8 => u64::MAX,
-            _ => (1 << (self as u32 * 8)) - 1,
+            _ => (1 << self.bits()) - 1,
         }
     }
 }

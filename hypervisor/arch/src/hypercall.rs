@@ -6,7 +6,7 @@
 //! gives the TSC's rate in EAX and the local APIC timer's in EBX (unit: kHz).
 //!
 //! A call: number in RAX, arguments in RDI, RSI, RDX, all 64 bits wide; the result in RAX, negative for an error (the
-//! numbers are Linux's); no other register changes. Calls are allowed at CPL 0 only; elsewhere the result is
+//! numbers are Linux's); no other register changes. Calls but [`NOP`] are allowed at CPL 0 only; elsewhere the result is
 //! [`EPERM`]. Outside 64-bit mode the upper halves of the registers are ignored.
 
 /// Highest leaf and signature.

@@ -46,14 +46,12 @@ impl Frequency {
 
     /// How many whole ticks of a counter of rate `other` pass while this one counts `ticks`, rounded down. Saturates.
     pub const fn convert(self, ticks: u64, other: Frequency) -> u64 {
-        let converted = ticks as u128 * other.0 as u128 / self.0 as u128;
-        if converted > u64::MAX as u128 { u64::MAX } else { (converted & u64::MAX as u128) as u64 }
+        saturate(ticks as u128 * other.0 as u128 / self.0 as u128)
     }
 
     /// How many ticks of a counter of rate `other` must pass until this one has counted `ticks`, rounded up. Saturates.
     pub const fn convert_up(self, ticks: u64, other: Frequency) -> u64 {
-        let converted = (ticks as u128 * other.0 as u128).div_ceil(self.0 as u128);
-        if converted > u64::MAX as u128 { u64::MAX } else { (converted & u64::MAX as u128) as u64 }
+        saturate((ticks as u128 * other.0 as u128).div_ceil(self.0 as u128))
     }
 
     /// Ticks in `nanoseconds`, rounded down.
@@ -65,6 +63,11 @@ impl Frequency {
     pub const fn ns_in_ticks(self, ticks: u64) -> u64 {
         self.convert(ticks, Frequency(1_000_000_000))
     }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the larger values were replaced")]
+const fn saturate(value: u128) -> u64 {
+    if value > u64::MAX as u128 { u64::MAX } else { value as u64 }
 }
 
 #[cfg(test)]

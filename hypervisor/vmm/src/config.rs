@@ -6,6 +6,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// First bytes of a bundle; the last two are the format's version.
@@ -82,4 +83,49 @@ pub struct ModuleConfig {
     pub blob: Blob,
     /// Its command line.
     pub cmdline: String,
+}
+
+/// Length of what stands before the description. Unit: bytes.
+const HEADER: usize = 16;
+
+/// Why bytes are no bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BundleError {
+    /// The first bytes are not [`MAGIC`].
+    Magic,
+    /// The description is longer than the bytes. Unit: bytes.
+    Truncated {
+        /// How many there must be.
+        needed: u64,
+        /// How many there are.
+        have: u64,
+    },
+    /// The description is malformed.
+    Malformed,
+}
+
+impl fmt::Display for BundleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BundleError::Magic => write!(f, "it does not start with the bundle's magic number and version"),
+            BundleError::Truncated { needed, have } => write!(f, "it has {have} bytes and must have {needed}"),
+            BundleError::Malformed => write!(f, "its description is malformed"),
+        }
+    }
+}
+
+/// Reads the description at the start of a bundle. Each VM of it is still to be validated.
+///
+/// # Errors
+/// [`BundleError`].
+pub fn parse(image: &[u8]) -> Result<Bundle, BundleError> {
+    let have = image.len() as u64;
+    let header = image.get(..HEADER).ok_or(BundleError::Truncated { needed: HEADER as u64, have })?;
+    if header[..8] != MAGIC {
+        return Err(BundleError::Magic);
+    }
+    let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+    let needed = HEADER as u64 + length as u64;
+    let description = image.get(HEADER..HEADER + length).ok_or(BundleError::Truncated { needed, have })?;
+    postcard::from_bytes(description).map_err(|_| BundleError::Malformed)
 }

@@ -64,4 +64,9 @@ pub trait Host: HostMemory {
 
     /// CPUID of the machine's processor: EAX, EBX, ECX, EDX of `leaf` and `subleaf`. Slow: never on an exit.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+
+    /// The oldest line of the hypervisor's log that the console has not shown yet.
+    fn take_log_line(&mut self) -> Option<String> {
+        None
+    }
 }

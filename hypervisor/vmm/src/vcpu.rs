@@ -5,12 +5,15 @@
 //! next entry.
 
 use alloc::string::String;
-use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::addr::Hpa;
+use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
 use lamina_arch::exit::Exit;
 use lamina_arch::regs::{Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
+
+use crate::nested::EntryFormat;
 
 /// The processor refused to enter the guest. Ends the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +26,15 @@ pub struct EntryFailure {
 
 /// A virtual processor of some vendor's.
 pub trait Vcpu {
+    /// The vendor's format of nested-table entries.
+    type Nested: EntryFormat;
+
+    /// What the hypercall leaf names: `INSTRUCTION_VMCALL` or `INSTRUCTION_VMMCALL` of `arch::hypercall`.
+    const HYPERCALL_INSTRUCTION: u32;
+
+    /// The nested-table format with the page sizes that this processor has.
+    fn nested_format(&self) -> Self::Nested;
+
     /// Enters the guest and returns when it exits, at the latest at `deadline` (the machine's TSC).
     ///
     /// # Errors
@@ -68,8 +80,18 @@ pub trait Vcpu {
     /// The nested tables that the guest's memory goes through: the address of the top table.
     fn set_nested_root(&mut self, root: Hpa);
 
-    /// Forgets cached translations of the nested tables that hold `gpa` (all of them where `None`).
-    fn invalidate_nested(&mut self, gpa: Option<Gpa>);
+    /// Forgets every cached translation of the nested tables.
+    fn invalidate_nested(&mut self);
+
+    /// Forgets every cached translation of the guest's own paging, global ones too.
+    fn invalidate_linear(&mut self);
+
+    /// The CR4 bits that the guest may change without an exit; every other bit exits when it changes.
+    fn allow_cr4(&mut self, bits: Cr4);
+
+    /// The four page-directory-pointer-table entries of PAE paging, which the processor does not load by itself when
+    /// software finishes a MOV to CR0 or CR4.
+    fn set_pdptes(&mut self, entries: [u64; 4]);
 
     /// The guest's TSC minus the machine's. Unit: ticks.
     fn set_tsc_offset(&mut self, offset: i64);

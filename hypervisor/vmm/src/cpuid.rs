@@ -1,0 +1,461 @@
+//! The CPU model `host`: what CPUID tells a guest.
+//!
+//! Owns the policy: an allow-list over what the machine's processor has. Only what works in a guest is shown; a bit
+//! that nobody listed is 0. The answers are computed once, when the VM is made: no exit executes CPUID. SDM vol. 2,
+//! "CPUID—CPU Identification".
+
+use alloc::vec::Vec;
+use lamina_arch::cr::Cr4;
+use lamina_arch::hypercall;
+use lamina_arch::time::Frequency;
+
+use crate::layout;
+
+/// EAX, EBX, ECX, EDX.
+pub type Answer = [u32; 4];
+
+/// Highest basic leaf shown. Leaf 0x16 (frequencies) is not: it would claim a rate that nobody measured.
+const MAX_BASIC: u32 = 0x15;
+const MAX_EXTENDED: u32 = 0x8000_0008;
+const MAX_HYPERVISOR: u32 = hypercall::LEAF_TIMING;
+
+/// Leaf 1, ECX: SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C,
+/// RDRAND. Added without asking the processor: x2APIC, TSC-deadline (both emulated), hypervisor.
+const LEAF1_ECX: u32 = 1
+    | 1 << 1
+    | 1 << 9
+    | 1 << 12
+    | 1 << 13
+    | 1 << 17
+    | 1 << 19
+    | 1 << 20
+    | 1 << 22
+    | 1 << 23
+    | 1 << 25
+    | 1 << 26
+    | 1 << 28
+    | 1 << 29
+    | 1 << 30;
+const LEAF1_ECX_EMULATED: u32 = 1 << 21 | 1 << 24 | 1 << 31;
+/// Leaf 1, ECX bit 27: mirrors CR4.OSXSAVE.
+const OSXSAVE: u32 = 1 << 27;
+/// Leaf 1, ECX bit 26.
+const XSAVE: u32 = 1 << 26;
+/// Leaf 1, EDX: FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, PGE, MCA, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE,
+/// SSE2. Added without asking: APIC, MTRR (both emulated).
+const LEAF1_EDX: u32 =
+    0x1ff | 1 << 11 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 26;
+const LEAF1_EDX_EMULATED: u32 = 1 << 9 | 1 << 12;
+/// Leaf 7.0, EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX512F, AVX512DQ, RDSEED, ADX, SMAP, AVX512_IFMA,
+/// CLFLUSHOPT, CLWB, AVX512CD, SHA, AVX512BW, AVX512VL. Added without asking: TSC_ADJUST (emulated).
+const LEAF7_EBX: u32 = 1
+    | 1 << 3
+    | 1 << 5
+    | 1 << 7
+    | 1 << 8
+    | 1 << 9
+    | 1 << 10
+    | 1 << 16
+    | 1 << 17
+    | 1 << 18
+    | 1 << 19
+    | 1 << 20
+    | 1 << 21
+    | 1 << 23
+    | 1 << 24
+    | 1 << 28
+    | 1 << 29
+    | 1 << 30
+    | 1 << 31;
+const LEAF7_EBX_EMULATED: u32 = 1 << 1;
+/// The AVX-512 bits of leaf 7.0 EBX, which need their state components.
+const LEAF7_EBX_AVX512: u32 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 1 << 31;
+/// Leaf 7.0, ECX: AVX512_VBMI, UMIP, AVX512_VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512_VNNI, AVX512_BITALG,
+/// AVX512_VPOPCNTDQ, RDPID.
+const LEAF7_ECX: u32 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+const LEAF7_ECX_AVX512: u32 = 1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14;
+/// Leaf 7.0, EDX: fast short REP MOV.
+const LEAF7_EDX: u32 = 1 << 4;
+/// Leaf 0xd.1, EAX: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES.
+const LEAFD1_EAX: u32 = 0b111;
+/// Leaf 0x80000001, ECX: LAHF/SAHF in 64-bit mode, LZCNT, PREFETCHW.
+const EXT1_ECX: u32 = 1 | 1 << 5 | 1 << 8;
+/// Leaf 0x80000001, EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
+const EXT1_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+/// Leaf 0x80000007, EDX bit 8: invariant TSC.
+const INVARIANT_TSC: u32 = 1 << 8;
+
+/// State components that may be enabled in XCR0: x87, SSE, AVX, and the three of AVX-512.
+pub const XCR0_ALLOWED: u64 = 0b1110_0111;
+const XCR0_AVX512: u64 = 0b1110_0000;
+
+/// What the policy is computed from besides the processor.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelInput {
+    /// Rate of the TSC, measured.
+    pub tsc: Frequency,
+    /// Local APIC ID of the virtual processor.
+    pub apic_id: u32,
+    /// What the hypercall leaf names: [`hypercall::INSTRUCTION_VMCALL`] or [`hypercall::INSTRUCTION_VMMCALL`].
+    pub hypercall_instruction: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    leaf: u32,
+    subleaf: u32,
+    answer: Answer,
+}
+
+/// All answers of one virtual processor.
+#[derive(Clone, Debug)]
+pub struct Cpuid {
+    /// Sorted by leaf, then subleaf.
+    entries: Vec<Entry>,
+    /// Components that XCR0 may enable.
+    xcr0: u64,
+    /// CR4 bits that may be set.
+    cr4: Cr4,
+}
+
+/// Leaves whose answer depends on ECX.
+const fn is_indexed(leaf: u32) -> bool {
+    matches!(leaf, 4 | 7 | 0xb | 0xd)
+}
+
+impl Cpuid {
+    /// The model `host` over what `processor` (leaf, subleaf) answers.
+    pub fn host(processor: &dyn Fn(u32, u32) -> Answer, input: &ModelInput) -> Cpuid {
+        let mut model = Cpuid { entries: Vec::new(), xcr0: 0, cr4: Cr4::empty() };
+        let [max, vendor @ ..] = processor(0, 0);
+        let has = |leaf: u32| leaf <= max;
+        model.push(0, 0, [MAX_BASIC, vendor[0], vendor[1], vendor[2]]);
+
+        let host1 = processor(1, 0);
+        let xsave = host1[2] & XSAVE != 0 && has(0xd);
+        model.xcr0 = if xsave { processor(0xd, 0)[0] as u64 & XCR0_ALLOWED } else { 0 };
+        if model.xcr0 & XCR0_AVX512 != XCR0_AVX512 || model.xcr0 & 0b100 == 0 {
+            model.xcr0 &= !XCR0_AVX512;
+        }
+        let mut ecx1 = host1[2] & LEAF1_ECX | LEAF1_ECX_EMULATED;
+        if model.xcr0 & 0b100 == 0 {
+            ecx1 &= !(1 << 12 | 1 << 28 | 1 << 29);
+        }
+        if !xsave {
+            ecx1 &= !XSAVE;
+        }
+        let ebx1 = host1[1] & 0xff00 | 1 << 16 | input.apic_id << 24;
+        model.push(1, 0, [host1[0], ebx1, ecx1, host1[3] & LEAF1_EDX | LEAF1_EDX_EMULATED]);
+        model.push_caches(processor, has(2), has(4));
+        // Leaf 6: ARAT. The emulated timer never stops, whatever the machine's own does.
+        model.push(6, 0, [1 << 2, 0, 0, 0]);
+
+        let host7 = if has(7) { processor(7, 0) } else { [0; 4] };
+        let mut leaf7 = [0, host7[1] & LEAF7_EBX | LEAF7_EBX_EMULATED, host7[2] & LEAF7_ECX, host7[3] & LEAF7_EDX];
+        if model.xcr0 & XCR0_AVX512 == 0 {
+            leaf7[1] &= !LEAF7_EBX_AVX512;
+            leaf7[2] &= !LEAF7_ECX_AVX512;
+        }
+        if model.xcr0 & 0b100 == 0 {
+            leaf7[1] &= !(1 << 5);
+            leaf7[2] &= !(1 << 9 | 1 << 10);
+        }
+        model.push(7, 0, leaf7);
+        // Leaf 0xb: one thread in one core.
+        model.push(0xb, 0, [0, 1, 1 << 8, input.apic_id]);
+        model.push(0xb, 1, [0, 1, 2 << 8 | 1, input.apic_id]);
+        model.push(0xb, 2, [0, 0, 2, input.apic_id]);
+        if xsave {
+            model.push_xsave(processor);
+        }
+        model.push_rates(input);
+        model.push_extended(processor);
+        model.entries.sort_by_key(|e| (e.leaf, e.subleaf));
+        model.cr4 = model.derive_cr4();
+        model
+    }
+
+    fn push(&mut self, leaf: u32, subleaf: u32, answer: Answer) {
+        self.entries.push(Entry { leaf, subleaf, answer });
+    }
+
+    /// Leaves 2 and 4: the machine's caches, as seen by one processor.
+    fn push_caches(&mut self, processor: &dyn Fn(u32, u32) -> Answer, leaf2: bool, leaf4: bool) {
+        if leaf2 {
+            self.push(2, 0, processor(2, 0));
+        }
+        if !leaf4 {
+            return;
+        }
+        for subleaf in 0..8 {
+            let [eax, rest @ ..] = processor(4, subleaf);
+            if eax & 0x1f == 0 {
+                break;
+            }
+            // Bits 31:14 count processors and cores: one of each.
+            self.push(4, subleaf, [eax & 0x3fff, rest[0], rest[1], rest[2]]);
+        }
+    }
+
+    /// Leaf 0xd: sizes and offsets of the components that are allowed.
+    fn push_xsave(&mut self, processor: &dyn Fn(u32, u32) -> Answer) {
+        let xcr0 = (self.xcr0 & 0xffff_ffff) as u32;
+        let mut max_size = 576;
+        for component in 2..32 {
+            if xcr0 & 1 << component == 0 {
+                continue;
+            }
+            let [size, offset, flags, _] = processor(0xd, component);
+            max_size = max_size.max(size.saturating_add(offset));
+            self.push(0xd, component, [size, offset, flags & 0b10, 0]);
+        }
+        self.push(0xd, 0, [xcr0, 576, max_size, 0]);
+        self.push(0xd, 1, [processor(0xd, 1)[0] & LEAFD1_EAX, 0, 0, 0]);
+    }
+
+    /// Leaf 0x15 and the hypervisor's leaves: rates that were measured.
+    fn push_rates(&mut self, input: &ModelInput) {
+        let crystal = layout::APIC_TIMER_HZ;
+        let (numerator, denominator) = ratio(input.tsc.hz(), crystal);
+        self.push(0x15, 0, [denominator, numerator, low32(crystal), 0]);
+        let word = |i: usize| {
+            let s = &hypercall::SIGNATURE;
+            u32::from_le_bytes([s[i], s[i + 1], s[i + 2], s[i + 3]])
+        };
+        self.push(hypercall::LEAF_SIGNATURE, 0, [MAX_HYPERVISOR, word(0), word(4), word(8)]);
+        self.push(hypercall::LEAF_INTERFACE, 0, [hypercall::VERSION, input.hypercall_instruction, 0, 0]);
+        self.push(hypercall::LEAF_TIMING, 0, [low32(input.tsc.hz() / 1000), low32(crystal / 1000), 0, 0]);
+    }
+
+    fn push_extended(&mut self, processor: &dyn Fn(u32, u32) -> Answer) {
+        let [max, vendor @ ..] = processor(0x8000_0000, 0);
+        self.push(0x8000_0000, 0, [MAX_EXTENDED, vendor[0], vendor[1], vendor[2]]);
+        let [eax, _, ecx, edx] = processor(0x8000_0001, 0);
+        self.push(0x8000_0001, 0, [eax, 0, ecx & EXT1_ECX, edx & EXT1_EDX]);
+        for leaf in 0x8000_0002..=0x8000_0006 {
+            if leaf <= max {
+                self.push(leaf, 0, processor(leaf, 0));
+            }
+        }
+        // The TSC that guests see never stops and never changes its rate: the calibration would have failed else.
+        self.push(0x8000_0007, 0, [0, 0, 0, INVARIANT_TSC]);
+        let widths = if max >= 0x8000_0008 { processor(0x8000_0008, 0)[0] & 0xffff } else { 0x3024 };
+        self.push(0x8000_0008, 0, [widths, 0, 0, 0]);
+    }
+
+    /// The CR4 bits whose features are shown.
+    fn derive_cr4(&self) -> Cr4 {
+        let [_, _, ecx1, edx1] = self.at(1, 0);
+        let [_, ebx7, ecx7, _] = self.at(7, 0);
+        let mut cr4 = Cr4::empty();
+        let rules: [(bool, Cr4); 16] = [
+            (edx1 & 1 << 1 != 0, Cr4::VME | Cr4::PVI),
+            (edx1 & 1 << 4 != 0, Cr4::TSD),
+            (edx1 & 1 << 2 != 0, Cr4::DE),
+            (edx1 & 1 << 3 != 0, Cr4::PSE),
+            (edx1 & 1 << 6 != 0, Cr4::PAE),
+            (edx1 & 1 << 7 != 0, Cr4::MCE),
+            (edx1 & 1 << 13 != 0, Cr4::PGE),
+            (true, Cr4::PCE),
+            (edx1 & 1 << 24 != 0, Cr4::OSFXSR),
+            (edx1 & 1 << 25 != 0, Cr4::OSXMMEXCPT),
+            (ecx7 & 1 << 2 != 0, Cr4::UMIP),
+            (ebx7 & 1 != 0, Cr4::FSGSBASE),
+            (ecx1 & 1 << 17 != 0, Cr4::PCIDE),
+            (ecx1 & XSAVE != 0, Cr4::OSXSAVE),
+            (ebx7 & 1 << 7 != 0, Cr4::SMEP),
+            (ebx7 & 1 << 20 != 0, Cr4::SMAP),
+        ];
+        for (shown, bits) in rules {
+            if shown {
+                cr4 |= bits;
+            }
+        }
+        cr4
+    }
+
+    fn at(&self, leaf: u32, subleaf: u32) -> Answer {
+        match self.entries.binary_search_by_key(&(leaf, subleaf), |e| (e.leaf, e.subleaf)) {
+            Ok(found) => self.entries[found].answer,
+            Err(_) => [0; 4],
+        }
+    }
+
+    /// What CPUID answers, given the guest's CR4 and XCR0. A basic or extended leaf beyond the highest gets the data
+    /// of the highest basic leaf, as on Intel's processors; other gaps are 0.
+    pub fn answer(&self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Answer {
+        let leaf = match leaf {
+            0..=MAX_BASIC | hypercall::LEAF_SIGNATURE..=MAX_HYPERVISOR | 0x8000_0000..=MAX_EXTENDED => leaf,
+            hypercall::LEAF_SIGNATURE..=0x4fff_ffff => return [0; 4],
+            _ => MAX_BASIC,
+        };
+        let mut answer = self.at(leaf, if is_indexed(leaf) { subleaf } else { 0 });
+        match (leaf, subleaf) {
+            (1, _) if cr4 & Cr4::OSXSAVE.bits() != 0 => answer[2] |= OSXSAVE,
+            (0xb, 3..) => answer[2] = subleaf & 0xff,
+            (0xb, _) => {}
+            (0xd, 0) => answer[1] = self.xsave_size(xcr0, false),
+            (0xd, 1) => answer[1] = self.xsave_size(xcr0, true),
+            _ => {}
+        }
+        answer
+    }
+
+    /// Bytes that XSAVE (`compacted`: XSAVEC) writes for the components in `xcr0`.
+    fn xsave_size(&self, xcr0: u64, compacted: bool) -> u32 {
+        let mut end: u32 = 576;
+        for component in 2..32 {
+            if xcr0 & self.xcr0 & 1 << component == 0 {
+                continue;
+            }
+            let [size, offset, flags, _] = self.at(0xd, component);
+            end = if !compacted {
+                end.max(offset.saturating_add(size))
+            } else if flags & 0b10 != 0 {
+                end.next_multiple_of(64).saturating_add(size)
+            } else {
+                end.saturating_add(size)
+            };
+        }
+        end
+    }
+
+    /// The components that XSETBV may enable in XCR0.
+    pub const fn xcr0_allowed(&self) -> u64 {
+        self.xcr0
+    }
+
+    /// The CR4 bits that the guest may set.
+    pub const fn cr4_allowed(&self) -> Cr4 {
+        self.cr4
+    }
+
+    /// The guest's physical-address width. Unit: bits.
+    pub fn physical_bits(&self) -> u32 {
+        self.at(0x8000_0008, 0)[0] & 0xff
+    }
+}
+
+const fn low32(value: u64) -> u32 {
+    (value & 0xffff_ffff) as u32
+}
+
+/// `tsc / crystal` as numerator and denominator of 32 bits, exact where that is possible.
+fn ratio(tsc: u64, crystal: u64) -> (u32, u32) {
+    let (mut a, mut b) = (tsc, crystal);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    let divisor = a.max(1);
+    let (mut numerator, mut denominator) = (tsc / divisor, crystal / divisor);
+    while numerator > u64::from(u32::MAX) {
+        numerator >>= 1;
+        denominator >>= 1;
+    }
+    (low32(numerator), low32(denominator.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor that claims everything in every leaf.
+    fn claims_all(leaf: u32, subleaf: u32) -> Answer {
+        match (leaf, subleaf) {
+            (0, _) => [0x20, 1, 2, 3],
+            (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
+            (0x8000_0008, _) => [0x3027, 0, 0, 0],
+            (4, 3..) => [0; 4],
+            (0xd, 2) => [256, 576, 0, 0],
+            (0xd, 5) => [64, 1088, 0, 0],
+            (0xd, 6) => [512, 1152, 0b10, 0],
+            (0xd, 7) => [1024, 1664, 0b10, 0],
+            _ => [u32::MAX; 4],
+        }
+    }
+
+    fn model() -> Cpuid {
+        let input = ModelInput { tsc: Frequency::from_hz(99_999_000), apic_id: 0, hypercall_instruction: 1 };
+        Cpuid::host(&claims_all, &input)
+    }
+
+    #[test]
+    fn shows_nothing_that_does_not_work() {
+        let m = model();
+        let [_, _, ecx, edx] = m.answer(1, 0, 0, 0);
+        for (bit, name) in [(3, "MONITOR"), (5, "VMX"), (6, "SMX"), (15, "PDCM"), (18, "DCA"), (27, "OSXSAVE")] {
+            assert_eq!(ecx & 1 << bit, 0, "{name}");
+        }
+        for (bit, name) in [(21, "DS"), (22, "ACPI"), (28, "HTT"), (29, "TM"), (31, "PBE")] {
+            assert_eq!(edx & 1 << bit, 0, "{name}");
+        }
+        let [max, ebx, ecx, edx] = m.answer(7, 0, 0, 0);
+        assert_eq!(max, 0);
+        for (bit, name) in [(2, "SGX"), (4, "HLE"), (11, "RTM"), (12, "RDT"), (14, "MPX"), (25, "PT")] {
+            assert_eq!(ebx & 1 << bit, 0, "{name}");
+        }
+        for (bit, name) in [(3, "PKU"), (5, "WAITPKG"), (7, "CET"), (13, "TME"), (16, "LA57"), (31, "PKS")] {
+            assert_eq!(ecx & 1 << bit, 0, "{name}");
+        }
+        assert_eq!(edx, 1 << 4, "no speculation controls, no UINTR, no AMX");
+        assert_eq!(m.answer(0xd, 1, 0, 0)[0] & 1 << 3, 0, "XSAVES");
+        assert_eq!(m.answer(0xa, 0, 0, 0), [0; 4], "no performance counters");
+        assert_eq!(m.answer(0x8000_0001, 0, 0, 0)[2] & 1 << 2, 0, "SVM");
+    }
+
+    #[test]
+    fn osxsave_and_sizes_follow_the_registers() {
+        let m = model();
+        assert_ne!(m.answer(1, 0, Cr4::OSXSAVE.bits(), 0)[2] & OSXSAVE, 0);
+        assert_eq!(m.answer(0xd, 0, 0, 1)[1], 576);
+        assert_eq!(m.answer(0xd, 0, 0, 7)[1], 832);
+        assert_eq!(m.answer(0xd, 0, 0, 0xe7)[1], 2688);
+        assert_eq!(m.answer(0xd, 0, 0, 1)[2], 2688);
+        assert_eq!(m.answer(0xd, 1, 0, 0xe7)[1], 832 + 64 + 512 + 1024);
+        assert_eq!(m.answer(0xd, 9, 0, 0xe7), [0; 4]);
+    }
+
+    #[test]
+    fn rates_are_the_measured_ones() {
+        let m = model();
+        let [denominator, numerator, crystal, _] = m.answer(0x15, 0, 0, 0);
+        assert_eq!(u64::from(crystal) * u64::from(numerator) / u64::from(denominator), 99_999_000);
+        assert_eq!(m.answer(hypercall::LEAF_TIMING, 0, 0, 0)[0], 99_999);
+        assert_eq!(m.answer(0x16, 0, 0, 0), m.answer(0x15, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_ratio_always_fits() {
+        for tsc in [1, 99_999_999, 3_000_000_019, u64::MAX] {
+            let (n, d) = ratio(tsc, 25_000_000);
+            assert!(n > 0 && d > 0, "{tsc}");
+        }
+    }
+
+    #[test]
+    fn the_signature_is_readable_and_the_range_ends() {
+        let m = model();
+        let [max, b, c, d] = m.answer(0x4000_0000, 0, 0, 0);
+        assert_eq!(max, 0x4000_0010);
+        let text: Vec<u8> = [b, c, d].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(text, b"LaminaLamina");
+        assert_eq!(m.answer(0x4000_0100, 0, 0, 0), [0; 4]);
+        assert_eq!(m.answer(0x8fff_ffff, 0, 0, 0), m.answer(0x15, 0, 0, 0));
+    }
+
+    #[test]
+    fn without_avx_512_state_none_of_it_is_shown() {
+        let processor = |l, s| if (l, s) == (0xd, 0) { [0b111, 0, 0, 0] } else { claims_all(l, s) };
+        let input = ModelInput { tsc: Frequency::from_hz(1_000_000), apic_id: 0, hypercall_instruction: 1 };
+        let m = Cpuid::host(&processor, &input);
+        assert_eq!(m.answer(7, 0, 0, 0)[1] & LEAF7_EBX_AVX512, 0);
+        assert_eq!(m.xcr0_allowed(), 7);
+    }
+
+    #[test]
+    fn cr4_allows_what_is_shown_and_no_more() {
+        let cr4 = model().cr4_allowed();
+        assert!(cr4.contains(Cr4::PAE | Cr4::SMEP | Cr4::SMAP | Cr4::OSXSAVE | Cr4::PCIDE | Cr4::FSGSBASE));
+        assert!(!cr4.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::PKE | Cr4::CET));
+    }
+}

@@ -1,0 +1,125 @@
+//! What is done about an exit: dispatch to one handler each, which answers with a [`Resume`]; one place applies it.
+//!
+//! A handler reads and changes the VM through the seam and the chipset. It never enters the guest, never moves RIP,
+//! never injects, and never decides who runs next: that is what its answer is for.
+
+mod control;
+mod hypercall;
+mod io;
+mod linear;
+mod mmio;
+mod msr;
+
+use lamina_arch::event::GuestFault;
+use lamina_arch::exit::Exit;
+use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::time::Tsc;
+
+use crate::chipset::Chipset;
+use crate::console::Console;
+use crate::host::Host;
+use crate::stop::StopReason;
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
+
+/// What follows from an exit.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The instruction is done: go past it.
+    Advance,
+    /// The instruction, which we decoded, is done: go past its bytes.
+    AdvanceBy(u8),
+    /// Enter the guest where it is.
+    Again,
+    /// The guest's fault: it gets an exception.
+    Inject(GuestFault),
+    /// HLT: go past it and wait for an interrupt.
+    Halt,
+    /// Go past the instruction and give up the rest of the time slice.
+    Yield,
+    /// The time slice or a deadline is over.
+    SliceEnd,
+    /// The VM's end.
+    Stop(StopReason),
+    /// Start again from the pristine image.
+    Reset,
+}
+
+/// What a handler may use besides the VM.
+#[derive(Debug)]
+pub struct Surroundings<'a, H> {
+    /// The machine.
+    pub host: &'a mut H,
+    /// The console.
+    pub console: &'a mut Console,
+    /// The VM's number on the console.
+    pub slot: usize,
+}
+
+/// Handles `exit` of `vm`.
+pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<'_, H>, exit: Exit) -> Resume {
+    match exit {
+        Exit::Cpuid => cpuid(vm),
+        Exit::Rdmsr => msr::read(vm, around.host),
+        Exit::Wrmsr => msr::write(vm, around.host),
+        Exit::Io(access) => io::access(vm, around, &access),
+        Exit::NestedFault(fault) => mmio::access(vm, around.host, &fault),
+        Exit::Hlt => Resume::Halt,
+        Exit::SliceEnd => Resume::SliceEnd,
+        Exit::HostInterrupt { vector } => {
+            around.host.handle_interrupt(vector);
+            Resume::SliceEnd
+        }
+        // Counted by the machine's own NMI handler; nothing else is to be done.
+        Exit::HostNmi => Resume::Again,
+        Exit::InterruptWindow => {
+            vm.interrupt_window = false;
+            vm.vcpu.request_interrupt_window(false);
+            Resume::Again
+        }
+        Exit::NmiWindow => {
+            vm.vcpu.request_nmi_window(false);
+            Resume::Again
+        }
+        Exit::Hypercall => hypercall::call(vm, around),
+        Exit::Cr(access) => control::access(vm, around.host, &access),
+        Exit::Xsetbv => control::xsetbv(vm),
+        // The caches of a guest hold nothing that memory does not: the machine's are coherent.
+        Exit::CacheFlush => Resume::Advance,
+        Exit::Pause => Resume::Yield,
+        Exit::Undefined => Resume::Inject(GuestFault::UD),
+        Exit::Forbidden => Resume::Inject(GuestFault::GP0),
+        Exit::Exception(event) => Resume::Inject(GuestFault { vector: event.vector, error: event.error, cr2: None }),
+        Exit::TripleFault => Resume::Stop(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) }),
+        Exit::NestedMisconfiguration { gpa } => Resume::Stop(StopReason::NestedMisconfiguration { gpa }),
+        Exit::TaskSwitch { selector } => {
+            Resume::Stop(StopReason::TaskSwitch { selector, rip: vm.vcpu.read(SysReg::Rip) })
+        }
+        Exit::Unknown { reason, qualification } => {
+            Resume::Stop(StopReason::UnknownExit { reason, qualification, rip: vm.vcpu.read(SysReg::Rip) })
+        }
+    }
+}
+
+fn cpuid<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {
+    let (leaf, subleaf) = (vm.vcpu.gprs().get32(Gpr::Rax), vm.vcpu.gprs().get32(Gpr::Rcx));
+    // Only two leaves depend on registers that would have to be read.
+    let (cr4, xcr0) = match leaf {
+        1 => (vm.vcpu.read(SysReg::Cr4), 0),
+        0xd => (0, vm.vcpu.read(SysReg::Xcr0)),
+        _ => (0, 0),
+    };
+    let [eax, ebx, ecx, edx] = vm.cpuid.answer(leaf, subleaf, cr4, xcr0);
+    let gprs = vm.vcpu.gprs();
+    gprs.set(Gpr::Rax, u64::from(eax));
+    gprs.set(Gpr::Rbx, u64::from(ebx));
+    gprs.set(Gpr::Rcx, u64::from(ecx));
+    gprs.set(Gpr::Rdx, u64::from(edx));
+    Resume::Advance
+}
+
+/// The time that a VM's chipset counts: ticks since the VM started, whatever the guest wrote to its own TSC.
+pub(crate) fn chipset_now<H: Host, C>(vm: &Vm<H::Vcpu, C>, host: &H) -> Tsc {
+    Tsc(host.now().0.saturating_sub(vm.started.0))
+}

@@ -1,0 +1,257 @@
+//! The machine: all VMs, the console, and the loop that runs them.
+//!
+//! Owns everything that outlives an exit. One iteration: serve the console, wake who is due, pick who runs, run it
+//! until its slice ends, it waits, or it stops; halt the processor when nobody can run. The same loop drives `hw` and
+//! the fakes of the tests.
+
+mod commands;
+mod run;
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::vec::Vec;
+use lamina_arch::time::Tsc;
+
+use crate::chipset::Chipset;
+use crate::config::{Bundle, VmConfig};
+use crate::console::{Console, Event};
+use crate::frames::FramePool;
+use crate::host::Host;
+use crate::sched::Scheduler;
+use crate::stop::StopReason;
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
+
+/// Status of the machine when every VM ended as intended.
+const STATUS_GOOD: u32 = 0;
+/// Status of the machine when one did not.
+const STATUS_BAD: u32 = 1;
+
+/// A place for one VM, kept after its end.
+struct Slot<H: Host, C> {
+    config: VmConfig,
+    state: State<H, C>,
+}
+
+enum State<H: Host, C> {
+    Alive(Box<Vm<H::Vcpu, C>>),
+    Ended { intended: bool },
+}
+
+/// The machine with its VMs.
+pub struct Machine<'a, H: Host, C> {
+    host: H,
+    pool: FramePool,
+    console: Console,
+    scheduler: Scheduler,
+    slots: Vec<Slot<H, C>>,
+    /// The bundle's bytes, from which VMs start and start again.
+    image: &'a [u8],
+    /// The VM whose vCPU is loaded on the processor.
+    loaded: Option<usize>,
+    interactive: bool,
+    /// Asked to end.
+    quit: bool,
+    /// It was said that all VMs have ended.
+    told_end: bool,
+}
+
+impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
+    /// The machine `host` with memory `pool`, and the VMs of `bundle`, whose blobs are in `image`. A VM that cannot
+    /// start is refused with its reason on the console; the others start.
+    pub fn new(host: H, pool: FramePool, bundle: Bundle, image: &'a [u8]) -> Self {
+        let tsc = host.tsc_frequency();
+        let mut machine = Machine {
+            console: Console::new(bundle.interactive, tsc),
+            scheduler: Scheduler::new(tsc),
+            slots: Vec::new(),
+            host,
+            pool,
+            image,
+            loaded: None,
+            interactive: bundle.interactive,
+            quit: false,
+            told_end: false,
+        };
+        for config in bundle.vms {
+            machine.console.add_vm(&config.name);
+            machine.scheduler.add(config.weight);
+            machine.slots.push(Slot { config, state: State::Ended { intended: false } });
+            let index = machine.slots.len() - 1;
+            machine.start(index);
+        }
+        machine
+    }
+
+    /// Runs until the end, and returns the machine's status: 0 where every VM ended as intended with status 0, or on
+    /// `quit`; 1 else. The last line stands on the serial port's ring then.
+    pub fn run(mut self) -> (u32, H) {
+        loop {
+            let now = self.host.now();
+            self.serve_console(now);
+            if let Some(status) = self.status_at_end() {
+                self.console.exit(status);
+                while self.console.has_output() {
+                    self.console.drain(&mut |bytes| self.host.serial_write(bytes));
+                    if self.console.has_output() {
+                        self.host.idle(None);
+                    }
+                }
+                return (status, self.host);
+            }
+            self.wake_due(now);
+            match self.scheduler.pick(now) {
+                Some((index, until)) => self.run_vm(index, until),
+                None => {
+                    let deadline = self.next_event(None);
+                    self.host.idle(deadline);
+                }
+            }
+        }
+    }
+
+    /// Makes VM `index` from its configuration and lets it run, or says why not.
+    fn start(&mut self, index: usize) {
+        let id = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        // Making a vCPU makes it the processor's current one.
+        self.unload();
+        let slot = &mut self.slots[index];
+        match Vm::create(&slot.config, id, self.image, &mut self.host, &mut self.pool) {
+            Ok(vm) => {
+                slot.state = State::Alive(vm);
+                self.scheduler.wake(index);
+                self.told_end = false;
+            }
+            Err(why) => self.ended(index, 0, &StopReason::Refused(why)),
+        }
+    }
+
+    /// Takes VM `index` down.
+    fn stop(&mut self, index: usize, reason: &StopReason) {
+        if let Some(status) = self.take_down(index) {
+            self.ended(index, status, reason);
+        }
+    }
+
+    /// Starts VM `index` again from its image.
+    fn reset(&mut self, index: usize) {
+        if self.take_down(index).is_some() {
+            self.console.vm_stopped(index);
+            let line = format!("{} reset", self.slots[index].config.name);
+            self.console.log_line(&line);
+            self.start(index);
+        }
+    }
+
+    /// Gives back what VM `index` holds; its recorded status, or `None` where it has ended already.
+    fn take_down(&mut self, index: usize) -> Option<u32> {
+        if self.loaded == Some(index) {
+            self.unload();
+        }
+        self.scheduler.block(index);
+        let slot = &mut self.slots[index];
+        match core::mem::replace(&mut slot.state, State::Ended { intended: false }) {
+            State::Alive(mut vm) => {
+                let (now, status) = (self.host.now(), vm.status);
+                let at = Tsc(now.since(vm.started));
+                vm.pass_output(&mut self.console, index, at, now);
+                vm.destroy(&mut self.host, &mut self.pool);
+                Some(status)
+            }
+            ended => {
+                slot.state = ended;
+                None
+            }
+        }
+    }
+
+    /// Says on the console that VM `index` has ended, and remembers whether it was meant to.
+    fn ended(&mut self, index: usize, status: u32, reason: &StopReason) {
+        self.console.vm_stopped(index);
+        let slot = &mut self.slots[index];
+        let intended = reason.is_intended() && (status == 0 || *reason == StopReason::Console);
+        slot.state = State::Ended { intended };
+        self.console.log_line(&format!("{} stopped: {reason} (status {status})", slot.config.name));
+    }
+
+    /// Moves console input and output; acts on commands.
+    fn serve_console(&mut self, now: Tsc) {
+        while let Some(line) = self.host.take_log_line() {
+            self.console.log_line(&line);
+        }
+        while self.console.accepts_input() {
+            let Some(byte) = self.host.serial_read() else { break };
+            match self.console.input(byte) {
+                Some(Event::Command(command)) => self.command(&command, now),
+                Some(Event::GuestInput { .. }) | None => {}
+            }
+        }
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if let State::Alive(vm) = &mut slot.state {
+                let at = Tsc(now.since(vm.started));
+                vm.pass_input(&mut self.console, index, at);
+                vm.pass_output(&mut self.console, index, at, now);
+            }
+        }
+        self.console.poll(now);
+        if self.console.has_output() {
+            self.console.drain(&mut |bytes| self.host.serial_write(bytes));
+        }
+    }
+
+    /// The machine's status, if it is to end now.
+    fn status_at_end(&mut self) -> Option<u32> {
+        if self.quit {
+            return Some(STATUS_GOOD);
+        }
+        let alive = self.slots.iter().any(|s| matches!(s.state, State::Alive(_)));
+        if alive {
+            return None;
+        }
+        if !self.told_end {
+            self.told_end = true;
+            self.console.log_line("all virtual machines have stopped");
+        }
+        let good = self.slots.iter().all(|s| matches!(s.state, State::Ended { intended: true }));
+        (!self.interactive).then_some(if good { STATUS_GOOD } else { STATUS_BAD })
+    }
+
+    /// Wakes every VM that waits and has an interrupt by `now`.
+    fn wake_due(&mut self, now: Tsc) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let State::Alive(vm) = &mut slot.state else { continue };
+            if self.scheduler.is_runnable(index) {
+                continue;
+            }
+            let at = Tsc(now.since(vm.started));
+            if vm.chipset.next_deadline().is_some_and(|deadline| deadline <= at) {
+                vm.chipset.advance(at);
+            }
+            vm.nmi_waits |= vm.chipset.take_nmi();
+            if vm.nmi_waits || vm.chipset.interrupt_pending() {
+                self.scheduler.wake(index);
+            }
+        }
+    }
+
+    /// When the loop must look again at the latest, apart from what the VM `running` has to do: a timer of a VM that
+    /// waits, or a partial line of the console.
+    fn next_event(&self, running: Option<usize>) -> Option<Tsc> {
+        let waiting = self.slots.iter().enumerate().filter_map(|(index, slot)| match &slot.state {
+            State::Alive(vm) if Some(index) != running && !self.scheduler.is_runnable(index) => {
+                vm.chipset.next_deadline().map(|deadline| vm.started + deadline.0)
+            }
+            _ => None,
+        });
+        waiting.chain(self.console.next_deadline()).min()
+    }
+
+    /// Takes the loaded vCPU off the processor.
+    fn unload(&mut self) {
+        if let Some(index) = self.loaded.take()
+            && let State::Alive(vm) = &mut self.slots[index].state
+        {
+            vm.vcpu.unload();
+        }
+    }
+}

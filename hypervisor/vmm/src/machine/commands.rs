@@ -1,0 +1,73 @@
+//! What the console's commands do.
+
+use alloc::format;
+use alloc::string::String;
+use lamina_arch::time::Tsc;
+
+use super::{Machine, State};
+use crate::chipset::Chipset;
+use crate::console::Command;
+use crate::host::Host;
+use crate::stop::StopReason;
+
+impl<H: Host, C: Chipset> Machine<'_, H, C> {
+    /// Does what `command` asks.
+    pub(super) fn command(&mut self, command: &Command, now: Tsc) {
+        match command {
+            Command::Vms => self.list(now),
+            Command::Stop(name) => {
+                if let Some(index) = self.alive(name) {
+                    self.stop(index, &StopReason::Console);
+                }
+            }
+            Command::Attach(name) => {
+                if let Some(index) = self.alive(name) {
+                    self.console.attach(index);
+                }
+            }
+            Command::Quit => self.quit = true,
+        }
+    }
+
+    /// The number of the VM `name`, if it runs; says so where not.
+    fn alive(&mut self, name: &str) -> Option<usize> {
+        let index = self.console.find_vm(name);
+        let problem = match index.map(|i| &self.slots[i].state) {
+            Some(State::Alive(_)) => return index,
+            Some(State::Ended { .. }) => "has stopped",
+            None => "is no virtual machine; `vms` lists them",
+        };
+        self.console.reply(&format!("{name} {problem}"));
+        None
+    }
+
+    /// A line for each VM.
+    fn list(&mut self, now: Tsc) {
+        let hz = self.host.tsc_frequency();
+        self.console.reply("NAME                             STATE      MEMORY  CPU-SECONDS      EXITS");
+        for (index, slot) in self.slots.iter().enumerate() {
+            let (state, exits) = match &slot.state {
+                State::Alive(vm) if self.scheduler.is_runnable(index) => ("running", vm.counters.exits),
+                State::Alive(vm) => ("waiting", vm.counters.exits),
+                State::Ended { .. } => ("stopped", 0),
+            };
+            let milliseconds = hz.ns_in_ticks(self.scheduler.ran(index)) / 1_000_000;
+            let line: String = format!(
+                "{:<32} {:<8} {:>5} MiB {:>8}.{:03} {:>10}",
+                slot.config.name,
+                state,
+                slot.config.memory >> 20,
+                milliseconds / 1000,
+                milliseconds % 1000,
+                exits
+            );
+            self.console.reply(&line);
+        }
+        let up = hz.ns_in_ticks(now.0) / 1_000_000_000;
+        self.console.reply(&format!(
+            "{} MiB of {} MiB of guest memory free, up {up} s",
+            self.pool.free_bytes() >> 20,
+            self.pool.total() >> 20
+        ));
+    }
+}

@@ -1,0 +1,177 @@
+//! One VM on the processor: enter, handle the exit, apply what follows, until another's turn.
+
+use lamina_arch::cr::Rflags;
+use lamina_arch::event::{Event, EventKind, GuestFault, vector};
+use lamina_arch::regs::SysReg;
+use lamina_arch::time::Tsc;
+
+use super::{Machine, State};
+use crate::chipset::Chipset;
+use crate::event::{Delivery, combine};
+use crate::exit::{Resume, Surroundings, dispatch};
+use crate::host::Host;
+use crate::stop::StopReason;
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
+
+/// Why a VM left the processor.
+enum Left {
+    /// The slice, or a deadline of others, is over, or the machine wants to look.
+    SliceEnd,
+    /// It gave the rest of its slice away.
+    Yielded,
+    /// It waits for an interrupt.
+    Waits,
+    /// It is to start again.
+    Reset,
+    /// It ended.
+    Stopped(StopReason),
+}
+
+impl<H: Host, C: Chipset> Machine<'_, H, C> {
+    /// Runs VM `index` until its slice ends at `until`, it waits, or it stops.
+    pub(super) fn run_vm(&mut self, index: usize, until: Tsc) {
+        if self.loaded != Some(index) {
+            self.unload();
+        }
+        let limit = self.next_event(Some(index)).map_or(until, |event| event.min(until));
+        let State::Alive(vm) = &mut self.slots[index].state else { return };
+        if self.loaded != Some(index) {
+            vm.vcpu.load();
+            self.loaded = Some(index);
+        }
+        let before = self.host.now();
+        let mut around = Surroundings { host: &mut self.host, console: &mut self.console, slot: index };
+        let left = turn(vm, &mut around, limit);
+        let ran = self.host.now().since(before);
+        self.scheduler.charge(index, ran);
+        match left {
+            Left::SliceEnd => {}
+            Left::Yielded => self.scheduler.give_up(),
+            Left::Waits => self.scheduler.block(index),
+            Left::Reset => self.reset(index),
+            Left::Stopped(reason) => self.stop(index, &reason),
+        }
+    }
+}
+
+/// The loop around the guest.
+fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<'_, H>, limit: Tsc) -> Left {
+    loop {
+        let now = around.host.now();
+        let mut deadline = limit;
+        if let Some(timer) = vm.chipset.next_deadline() {
+            let at = Tsc(now.since(vm.started));
+            if timer <= at {
+                vm.chipset.advance(at);
+            }
+            let timer = vm.chipset.next_deadline().unwrap_or(Tsc(u64::MAX));
+            deadline = deadline.min(vm.started + timer.0);
+        }
+        if now >= limit {
+            return Left::SliceEnd;
+        }
+        deliver(vm);
+        let exit = match vm.vcpu.run(deadline) {
+            Ok(exit) => exit,
+            Err(failure) => return Left::Stopped(StopReason::EntryFailed(failure)),
+        };
+        vm.counters.exits += 1;
+        let interrupted = vm.vcpu.interrupted_event();
+        let resume = dispatch(vm, around, exit);
+        // An event whose delivery was cut short is delivered again, unless a fault takes its place.
+        if let Some(event) = interrupted
+            && !matches!(resume, Resume::Inject(_) | Resume::Stop(_) | Resume::Reset)
+        {
+            vm.vcpu.inject(event);
+        }
+        match resume {
+            Resume::Advance => vm.vcpu.advance(),
+            Resume::AdvanceBy(length) => vm.vcpu.advance_by(length),
+            Resume::Again => {}
+            Resume::Inject(fault) => match inject(vm, interrupted, fault) {
+                Ok(()) => {}
+                Err(reason) => return Left::Stopped(reason),
+            },
+            Resume::Halt => {
+                vm.vcpu.advance();
+                if let Some(left) = halt(vm) {
+                    return left;
+                }
+            }
+            Resume::Yield => {
+                vm.vcpu.advance();
+                return Left::Yielded;
+            }
+            Resume::SliceEnd => {
+                // A timer of the guest's own is served at the top of the loop; anything else is the machine's.
+                if matches!(exit, lamina_arch::exit::Exit::HostInterrupt { .. }) {
+                    return Left::SliceEnd;
+                }
+            }
+            Resume::Stop(reason) => return Left::Stopped(reason),
+            Resume::Reset => return Left::Reset,
+        }
+    }
+}
+
+/// Injects a waiting NMI or interrupt, or asks for the window to do so. Costs no VMREAD where nothing waits.
+fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
+    vm.nmi_waits |= vm.chipset.take_nmi();
+    if vm.nmi_waits {
+        let state = vm.vcpu.interruptibility();
+        if state.nmi_blocked || state.shadow || state.event_pending {
+            vm.vcpu.request_nmi_window(true);
+        } else {
+            vm.nmi_waits = false;
+            vm.vcpu.inject(Event { kind: EventKind::Nmi, vector: vector::NMI, error: None, length: 0 });
+        }
+    }
+    if !vm.chipset.interrupt_pending() {
+        if vm.interrupt_window {
+            vm.interrupt_window = false;
+            vm.vcpu.request_interrupt_window(false);
+        }
+        return;
+    }
+    if vm.interrupt_window {
+        return;
+    }
+    if vm.vcpu.interruptibility().can_take_interrupt()
+        && let Some(vector) = vm.chipset.acknowledge()
+    {
+        vm.counters.interrupts += 1;
+        vm.vcpu.inject(Event::external(vector));
+    }
+    if vm.chipset.interrupt_pending() {
+        vm.interrupt_window = true;
+        vm.vcpu.request_interrupt_window(true);
+    }
+}
+
+/// HLT, with RIP past it: `None` where an interrupt waits already.
+fn halt<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) -> Option<Left> {
+    let enabled = vm.vcpu.read(SysReg::Rflags) & Rflags::IF.bits() != 0;
+    if vm.nmi_waits || enabled && vm.chipset.interrupt_pending() {
+        None
+    } else if enabled {
+        Some(Left::Waits)
+    } else {
+        Some(Left::Stopped(StopReason::Halted))
+    }
+}
+
+fn inject<V: Vcpu, C>(vm: &mut Vm<V, C>, first: Option<Event>, fault: GuestFault) -> Result<(), StopReason> {
+    match combine(first, fault) {
+        Delivery::Event(event) => {
+            if let Some(address) = fault.cr2
+                && event.vector == vector::PF
+            {
+                vm.vcpu.write(SysReg::Cr2, address);
+            }
+            vm.vcpu.inject(event);
+            Ok(())
+        }
+        Delivery::TripleFault => Err(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) }),
+    }
+}

@@ -1,0 +1,208 @@
+//! The MSRs that are emulated, as one policy with [`crate::cpuid`]: what is shown there works here, and what is not
+//! here gives #GP and is counted.
+//!
+//! Not here because the guest reaches them without an exit: IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE,
+//! IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_SYSENTER_*, IA32_PAT, IA32_TSC_AUX, and reads of IA32_EFER and
+//! of the TSC. SDM vol. 4, "Architectural MSRs".
+
+use lamina_arch::cr::{Cr0, Efer};
+use lamina_arch::event::GuestFault;
+use lamina_arch::msr;
+
+/// Variable-range MTRR pairs.
+const VARIABLE_RANGES: usize = 8;
+/// Fixed-range MTRRs.
+const FIXED_RANGES: usize = 11;
+/// IA32_MTRRCAP: variable ranges, fixed ranges (bit 8), write-combining (bit 10).
+const MTRRCAP: u64 = VARIABLE_RANGES as u64 | 1 << 8 | 1 << 10;
+/// IA32_MISC_ENABLE: fast strings; no branch trace store, no precise event sampling.
+const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// Memory types that exist: UC, WC, WT, WP, WB.
+const fn is_memory_type(value: u64) -> bool {
+    matches!(value, 0 | 1 | 4 | 5 | 6)
+}
+
+/// The emulated MSRs of one virtual processor that hold a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Msrs {
+    variable: [u64; 2 * VARIABLE_RANGES],
+    fixed: [u64; FIXED_RANGES],
+    default_type: u64,
+    /// IA32_TSC_ADJUST: what the guest has added to its TSC. Unit: ticks, two's complement.
+    pub tsc_adjust: u64,
+    physical_mask: u64,
+}
+
+/// Which part of the MTRRs an MSR is.
+enum Mtrr {
+    Variable(usize),
+    Fixed(usize),
+    Default,
+}
+
+const fn mtrr(index: u32) -> Option<Mtrr> {
+    Some(match index {
+        msr::IA32_MTRR_PHYSBASE0..=0x20f => Mtrr::Variable((index - msr::IA32_MTRR_PHYSBASE0) as usize),
+        msr::IA32_MTRR_FIX64K_00000 => Mtrr::Fixed(0),
+        msr::IA32_MTRR_FIX16K_80000 => Mtrr::Fixed(1),
+        msr::IA32_MTRR_FIX16K_A0000 => Mtrr::Fixed(2),
+        msr::IA32_MTRR_FIX4K_C0000..=msr::IA32_MTRR_FIX4K_F8000 => {
+            Mtrr::Fixed(3 + (index - msr::IA32_MTRR_FIX4K_C0000) as usize)
+        }
+        msr::IA32_MTRR_DEF_TYPE => Mtrr::Default,
+        _ => return None,
+    })
+}
+
+impl Msrs {
+    /// As firmware leaves them on a processor of `physical_bits` address bits: memory write-back, the legacy video
+    /// window and the hole below 4 GiB uncached, the ROM area write-protected.
+    pub fn new(physical_bits: u32) -> Msrs {
+        const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+        const WRITE_PROTECT: u64 = 0x0505_0505_0505_0505;
+        let physical_mask = (1u64 << physical_bits.clamp(36, 52)) - 1;
+        let mut variable = [0; 2 * VARIABLE_RANGES];
+        variable[0] = crate::layout::PCI_HOLE.0;
+        variable[1] = physical_mask & !(crate::layout::ABOVE_4G.0 - crate::layout::PCI_HOLE.0 - 1) | 1 << 11;
+        let mut fixed = [WRITE_PROTECT; FIXED_RANGES];
+        fixed[0] = WRITE_BACK;
+        fixed[1] = WRITE_BACK;
+        fixed[2] = 0;
+        Msrs { variable, fixed, default_type: 0xc06, tsc_adjust: 0, physical_mask }
+    }
+
+    /// RDMSR.
+    ///
+    /// # Errors
+    /// #GP(0) where the MSR is not emulated.
+    pub fn read(&self, index: u32) -> Result<u64, GuestFault> {
+        Ok(match index {
+            msr::IA32_TSC_ADJUST => self.tsc_adjust,
+            msr::IA32_MTRRCAP => MTRRCAP,
+            msr::IA32_MISC_ENABLE => MISC_ENABLE,
+            // No banks, and nothing to report: MCA is shown because every processor with long mode has it.
+            msr::IA32_MCG_CAP | msr::IA32_MCG_STATUS => 0,
+            msr::IA32_PLATFORM_ID | msr::IA32_BIOS_SIGN_ID | msr::IA32_DEBUGCTL => 0,
+            _ => match mtrr(index).ok_or(GuestFault::GP0)? {
+                Mtrr::Variable(i) => self.variable[i],
+                Mtrr::Fixed(i) => self.fixed[i],
+                Mtrr::Default => self.default_type,
+            },
+        })
+    }
+
+    /// WRMSR.
+    ///
+    /// # Errors
+    /// #GP(0) where the MSR is not emulated or the value has a bit that is reserved.
+    pub fn write(&mut self, index: u32, value: u64) -> Result<(), GuestFault> {
+        let allowed = match index {
+            msr::IA32_TSC_ADJUST => {
+                self.tsc_adjust = value;
+                true
+            }
+            msr::IA32_MISC_ENABLE => value == MISC_ENABLE,
+            msr::IA32_MCG_STATUS | msr::IA32_DEBUGCTL | msr::IA32_BIOS_SIGN_ID => value == 0,
+            _ => match mtrr(index).ok_or(GuestFault::GP0)? {
+                Mtrr::Variable(i) => {
+                    let reserved = if i % 2 == 0 { 0xf00 } else { 0x7ff } | !self.physical_mask;
+                    let good = value & reserved == 0 && (i % 2 == 1 || is_memory_type(value & 0xff));
+                    if good {
+                        self.variable[i] = value;
+                    }
+                    good
+                }
+                Mtrr::Fixed(i) => {
+                    let good = value.to_le_bytes().iter().all(|&t| is_memory_type(u64::from(t)));
+                    if good {
+                        self.fixed[i] = value;
+                    }
+                    good
+                }
+                Mtrr::Default => {
+                    let good = value & !0xcff == 0 && is_memory_type(value & 0xff);
+                    if good {
+                        self.default_type = value;
+                    }
+                    good
+                }
+            },
+        };
+        if allowed { Ok(()) } else { Err(GuestFault::GP0) }
+    }
+}
+
+/// The value of IA32_EFER after WRMSR of `value` over `old`; LMA is the processor's own.
+///
+/// # Errors
+/// #GP(0) for a bit that is not there, or LME changed while paging is on (SDM vol. 3, "IA-32e Mode Operation").
+pub fn efer_written(old: Efer, value: u64, cr0: Cr0) -> Result<Efer, GuestFault> {
+    let new = Efer::from_bits_retain(value);
+    let known = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
+    if !known.contains(new) {
+        return Err(GuestFault::GP0);
+    }
+    if cr0.contains(Cr0::PG) && (old ^ new).contains(Efer::LME) {
+        return Err(GuestFault::GP0);
+    }
+    Ok((new - Efer::LMA) | (old & Efer::LMA))
+}
+
+/// Whether XSETBV may set XCR0 to `value`, of the components in `allowed` (SDM vol. 1, "Enabling the XSAVE Feature
+/// Set").
+pub const fn is_valid_xcr0(value: u64, allowed: u64) -> bool {
+    const AVX512: u64 = 0b1110_0000;
+    let avx_without_sse = value & 0b100 != 0 && value & 0b10 == 0;
+    let some = value & AVX512 != 0;
+    let avx512_whole = value & AVX512 == AVX512 && value & 0b110 == 0b110;
+    value & 1 != 0 && value & !allowed == 0 && !avx_without_sse && (!some || avx512_whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_emulated_faults() {
+        let mut m = Msrs::new(39);
+        for index in [0x3a, 0x48, 0x10a, 0x122, 0x345, 0x480, 0x20_0000, 0xc001_0015, 0x20f + 1] {
+            assert_eq!(m.read(index), Err(GuestFault::GP0), "{index:#x}");
+            assert_eq!(m.write(index, 0), Err(GuestFault::GP0), "{index:#x}");
+        }
+    }
+
+    #[test]
+    fn mtrrs_keep_good_values_and_refuse_bad_types() {
+        let mut m = Msrs::new(39);
+        assert_eq!(m.write(0x200, 0x8000_0006), Ok(()));
+        assert_eq!(m.read(0x200), Ok(0x8000_0006));
+        assert_eq!(m.write(0x200, 0x8000_0002), Err(GuestFault::GP0));
+        assert_eq!(m.write(0x201, 1 << 40), Err(GuestFault::GP0));
+        assert_eq!(m.write(0x250, 0x0606_0606_0206_0606), Err(GuestFault::GP0));
+        assert_eq!(m.write(0x2ff, 0xc07), Err(GuestFault::GP0));
+        assert_eq!(m.read(0x2ff), Ok(0xc06));
+        assert_eq!(m.write(msr::IA32_MTRRCAP, MTRRCAP), Err(GuestFault::GP0));
+    }
+
+    #[test]
+    fn efer_changes_as_the_manual_allows() {
+        let on = Cr0::PE | Cr0::PG;
+        let long = Efer::LME | Efer::LMA;
+        assert_eq!(efer_written(long, 0x901, on), Ok(long | Efer::SCE | Efer::NXE));
+        assert_eq!(efer_written(long, 1, on), Err(GuestFault::GP0));
+        assert_eq!(efer_written(Efer::empty(), 0x500, Cr0::PE), Ok(Efer::LME));
+        assert_eq!(efer_written(Efer::empty(), 1 << 12, Cr0::PE), Err(GuestFault::GP0));
+    }
+
+    #[test]
+    fn xcr0_needs_what_its_components_build_on() {
+        let all = 0b1110_0111;
+        for good in [1, 3, 7, all] {
+            assert!(is_valid_xcr0(good, all), "{good:#b}");
+        }
+        for bad in [0, 2, 5, 0b1110_0011, 0b0110_0111, 1 << 9 | 1] {
+            assert!(!is_valid_xcr0(bad, all), "{bad:#b}");
+        }
+        assert!(!is_valid_xcr0(all, 7));
+    }
+}

@@ -1,0 +1,194 @@
+//! One virtual machine: its processor, memory, nested tables and chipset, made from its configuration and given back
+//! when it ends.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use lamina_arch::time::Tsc;
+
+use crate::chipset::{Chipset, ChipsetSetup};
+use crate::config::{Blob, VmConfig};
+use crate::console::Console;
+use crate::cpuid::{Cpuid, ModelInput};
+use crate::frames::FramePool;
+use crate::host::Host;
+use crate::load::{self, InitialState, LoadArgs, Module};
+use crate::memory::GuestMemory;
+use crate::msr::Msrs;
+use crate::nested::NestedTables;
+use crate::vcpu::Vcpu;
+
+/// Local APIC ID of the one virtual processor.
+const APIC_ID: u8 = 0;
+
+/// What is counted of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Exits to the hypervisor.
+    pub exits: u64,
+    /// Accesses to MSRs that are not emulated.
+    pub msr_faults: u64,
+    /// Interrupts injected.
+    pub interrupts: u64,
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm<V: Vcpu, C> {
+    pub(crate) name: String,
+    pub(crate) vcpu: V,
+    pub(crate) chipset: C,
+    pub(crate) memory: GuestMemory,
+    tables: NestedTables<V::Nested>,
+    pub(crate) cpuid: Cpuid,
+    pub(crate) msrs: Msrs,
+    /// The machine's TSC when the VM started.
+    pub(crate) started: Tsc,
+    /// What the guest recorded; 0 at first.
+    pub(crate) status: u32,
+    /// [`crate::vcpu::Vcpu::request_interrupt_window`] is in force.
+    pub(crate) interrupt_window: bool,
+    /// An NMI waits for NMI blocking to end.
+    pub(crate) nmi_waits: bool,
+    pub(crate) counters: Counters,
+}
+
+impl<V: Vcpu, C: Chipset> Vm<V, C> {
+    /// Makes the VM that `config` describes, with blobs out of `image`, ready to run. `id` is its VPID or ASID.
+    ///
+    /// # Errors
+    /// A sentence that says what the image, the configuration or the machine did not allow; nothing is kept then.
+    pub fn create<H: Host<Vcpu = V>>(
+        config: &VmConfig,
+        id: u16,
+        image: &[u8],
+        host: &mut H,
+        pool: &mut FramePool,
+    ) -> Result<Box<Vm<V, C>>, String> {
+        let memory = GuestMemory::allocate(config.memory, pool, host).map_err(|e| e.to_string())?;
+        match Self::create_in(config, id, image, host, pool, &memory) {
+            Ok((vcpu, tables, cpuid)) => {
+                let started = host.now();
+                let setup = ChipsetSetup {
+                    tsc: host.tsc_frequency(),
+                    now: Tsc(0),
+                    unix_seconds: host.unix_seconds(),
+                    memory: config.memory,
+                    apic_id: APIC_ID,
+                };
+                let mut vm = Vm {
+                    name: config.name.clone(),
+                    vcpu,
+                    chipset: C::new(&setup),
+                    memory,
+                    tables,
+                    msrs: Msrs::new(cpuid.physical_bits()),
+                    cpuid,
+                    started,
+                    status: 0,
+                    interrupt_window: false,
+                    nmi_waits: false,
+                    counters: Counters::default(),
+                };
+                vm.set_tsc_adjust(0);
+                Ok(Box::new(vm))
+            }
+            Err(why) => {
+                memory.release(pool);
+                Err(why)
+            }
+        }
+    }
+
+    /// Everything that may fail once there is memory.
+    fn create_in<H: Host<Vcpu = V>>(
+        config: &VmConfig,
+        id: u16,
+        image: &[u8],
+        host: &mut H,
+        pool: &mut FramePool,
+        memory: &GuestMemory,
+    ) -> Result<(V, NestedTables<V::Nested>, Cpuid), String> {
+        let state = load_image(config, image, memory, host)?;
+        let mut vcpu = host.create_vcpu(id)?;
+        let mut tables = NestedTables::new(vcpu.nested_format(), host, pool).map_err(|e| e.to_string())?;
+        match memory.map_into(&mut tables, host, pool) {
+            // Nothing has walked these tables yet, so nothing of them can be cached.
+            Ok(flush) => flush.acknowledge(pool),
+            Err(why) => {
+                tables.destroy(host).acknowledge(pool);
+                return Err(why.to_string());
+            }
+        }
+        vcpu.set_nested_root(tables.root());
+        state.apply(&mut vcpu);
+        let input = ModelInput {
+            tsc: host.tsc_frequency(),
+            apic_id: u32::from(APIC_ID),
+            hypercall_instruction: V::HYPERCALL_INSTRUCTION,
+        };
+        let cpuid = Cpuid::host(&|leaf, subleaf| host.cpuid(leaf, subleaf), &input);
+        vcpu.allow_cr4(cpuid.cr4_allowed());
+        Ok((vcpu, tables, cpuid))
+    }
+
+    /// Gives back all memory of the VM.
+    pub fn destroy<H: Host<Vcpu = V>>(self, host: &mut H, pool: &mut FramePool) {
+        let Vm { mut vcpu, memory, tables, .. } = self;
+        vcpu.unload();
+        let flush = tables.destroy(host);
+        vcpu.invalidate_nested();
+        drop(vcpu);
+        flush.acknowledge(pool);
+        memory.release(pool);
+    }
+
+    /// The guest's TSC becomes what it would be without, plus `adjust` ticks.
+    pub(crate) fn set_tsc_adjust(&mut self, adjust: u64) {
+        self.msrs.tsc_adjust = adjust;
+        self.vcpu.set_tsc_offset(adjust.wrapping_sub(self.started.0).cast_signed());
+    }
+
+    /// Moves what the serial port transmits to the console, as far as it has room. `now` is the chipset's time,
+    /// `console_now` the machine's.
+    pub(crate) fn pass_output(&mut self, console: &mut Console, slot: usize, now: Tsc, console_now: Tsc) {
+        if self.chipset.has_output() {
+            self.chipset.take_output(now, &mut |byte| console.guest_byte(slot, byte, console_now));
+        }
+    }
+
+    /// Moves what waits at the console for this VM to its serial port, as far as that has room.
+    pub(crate) fn pass_input(&mut self, console: &mut Console, slot: usize, now: Tsc) {
+        if console.has_input(slot) {
+            console.give_input(slot, &mut |bytes| self.chipset.give_input(now, bytes));
+        }
+    }
+}
+
+/// The bytes of `blob` in the bundle.
+fn bytes<'a>(image: &'a [u8], blob: &Blob, what: &str) -> Result<&'a [u8], String> {
+    let range = || {
+        let start = usize::try_from(blob.offset).ok()?;
+        let end = start.checked_add(usize::try_from(blob.length).ok()?)?;
+        image.get(start..end)
+    };
+    range().ok_or_else(|| format!("{what} is not inside the bundle"))
+}
+
+/// Writes firmware tables and the image into the VM's memory.
+fn load_image<H: Host>(
+    config: &VmConfig,
+    image: &[u8],
+    memory: &GuestMemory,
+    host: &mut H,
+) -> Result<InitialState, String> {
+    let modules = config
+        .modules
+        .iter()
+        .map(|m| Ok(Module { bytes: bytes(image, &m.blob, "a module")?, cmdline: &m.cmdline }))
+        .collect::<Result<Vec<_>, String>>()?;
+    let initrd = config.initrd.as_ref().map(|blob| bytes(image, blob, "the initrd")).transpose()?;
+    let args = LoadArgs { cmdline: &config.cmdline, initrd, modules: &modules, rsdp: None };
+    load::load(bytes(image, &config.kernel, "the kernel")?, &args, memory, host).map_err(|e| e.to_string())
+}

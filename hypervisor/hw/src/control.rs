@@ -2,7 +2,10 @@
 //!
 //! Owns the protections that hold for the hypervisor's own code. Never touches what belongs to guests (XCR0, VMXE).
 
+use core::arch::asm;
+
 use raw_cpuid::{CpuId, CpuIdReaderNative};
+use x86_64::instructions::tables::sgdt;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 
 /// What CPUID says about the machine's processor.
@@ -57,4 +60,25 @@ pub fn protections() -> Cr4Flags {
         & (Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION
             | Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION
             | Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION)
+}
+
+/// The task register.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskRegister {
+    /// Selector.
+    pub selector: u16,
+    /// Base of the TSS.
+    pub base: u64,
+}
+
+/// The task register, its base taken from the descriptor.
+pub fn tr() -> TaskRegister {
+    let selector: u16;
+    // SAFETY: STR only reads the task register.
+    unsafe { asm!("str {:x}", out(reg) selector, options(nostack, nomem, preserves_flags)) };
+    let table: *const [u64; 2] = sgdt().base.as_ptr();
+    // SAFETY: the selector names the system descriptor (16 bytes) that `gdt` put into the table that is in force.
+    let [low, high] = unsafe { table.byte_add(usize::from(selector & !7)).read_unaligned() };
+    let base = low >> 16 & 0xff_ffff | (low >> 56 & 0xff) << 24 | (high & 0xffff_ffff) << 32;
+    TaskRegister { selector, base }
 }

@@ -37,3 +37,5 @@ pub mod rtc;
 pub mod serial;
 pub mod symbols;
 pub mod timer;
+pub mod vmx;
+pub mod xstate;

@@ -21,6 +21,8 @@ pub struct PerCpu {
     pub lapic_id: u32,
     /// The guest that it last entered (VPID or ASID), 0 for none.
     pub current_vm: AtomicU16,
+    /// Address of its current VMCS, 0 for none.
+    pub current_vmcs: AtomicU64,
     /// Interrupts of its timer.
     pub timer_interrupts: AtomicU64,
     /// Interrupts of the serial port.
@@ -46,6 +48,7 @@ pub fn init(id: u32, lapic_id: u32) -> &'static PerCpu {
         id,
         lapic_id,
         current_vm: AtomicU16::new(0),
+        current_vmcs: AtomicU64::new(0),
         timer_interrupts: AtomicU64::new(0),
         serial_interrupts: AtomicU64::new(0),
         unexpected_interrupts: AtomicU64::new(0),

@@ -1,0 +1,467 @@
+//! The virtual processor: `lamina_vmm::vcpu::Vcpu` over one VMCS.
+//!
+//! Owns what belongs to one vCPU: its VMCS, registers, extended state and the MSRs and debug registers that move only
+//! when another vCPU comes in.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use core::arch::asm;
+
+use lamina_arch::addr::Hpa;
+use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
+use lamina_arch::event::{Event, Interruptibility};
+use lamina_arch::exit::Exit;
+use lamina_arch::hypercall;
+use lamina_arch::msr;
+use lamina_arch::regs::{Gprs, SysReg};
+use lamina_arch::segment::{AccessRights, Segment, SegmentName};
+use lamina_arch::time::Tsc;
+use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased};
+use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event};
+use lamina_arch::vmx::field;
+use lamina_arch::vmx::rules;
+use lamina_vmm::frames::FrameSize;
+use lamina_vmm::nested::ept::Ept;
+use lamina_vmm::vcpu::{EntryFailure, Vcpu};
+use x86_64::registers::model_specific::Msr;
+
+use super::cache::{Cache, Slot};
+use super::capture::capture;
+use super::enable::Shared;
+use super::entry::{Entered, Frame, enter};
+use super::explain::explain;
+use super::resume::resume;
+use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
+use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
+use crate::xstate::ExtendedState;
+
+/// EPT pointer: tables of four levels (bits 5:3), write-back (bits 2:0).
+const EPT_POINTER_FLAGS: u64 = 3 << 3 | 6;
+
+/// Interruptibility state: blocking by STI.
+const BLOCKING_BY_STI: u32 = 1;
+/// Interruptibility state: blocking by MOV SS.
+const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
+/// Interruptibility state: blocking by NMI.
+const BLOCKING_BY_NMI: u32 = 1 << 3;
+
+/// MSRs that move when another vCPU comes in.
+const SWITCHED: [u32; 6] =
+    [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GS_BASE, msr::IA32_TSC_AUX];
+
+/// One virtual processor under VMX.
+pub struct VmxVcpu {
+    /// Boxed: its address is on the stack while the guest runs.
+    frame: Box<Frame>,
+    vmcs: Vmcs,
+    cache: Cache,
+    captured: Captured,
+    /// To be injected at the next entry.
+    event: Option<Event>,
+    /// Processor-based controls as the VMCS has them.
+    processor_controls: u32,
+    extended: ExtendedState,
+    switched: [u64; SWITCHED.len()],
+    /// DR0 to DR3 and DR6.
+    debug: [u64; 5],
+    cr2: u64,
+    ept_pointer: u64,
+    vpid: u16,
+    loaded: bool,
+    shared: &'static Shared,
+}
+
+impl VmxVcpu {
+    /// A virtual processor as after reset, for the guest with the identifier `vm`.
+    pub fn new(shared: &'static Shared, vm: u16) -> VmxVcpu {
+        let mut vmcs = Vmcs::new(shared.capabilities.revision());
+        setup(&mut vmcs.current(), shared, vm);
+        invalidate_vpid(vm);
+        VmxVcpu {
+            frame: Box::default(),
+            vmcs,
+            cache: Cache::default(),
+            captured: Captured::default(),
+            event: None,
+            processor_controls: shared.controls.processor,
+            extended: ExtendedState::new(),
+            switched: [0; SWITCHED.len()],
+            debug: [0, 0, 0, 0, 0xffff_0ff0],
+            cr2: 0,
+            ept_pointer: 0,
+            vpid: vm,
+            loaded: false,
+            shared,
+        }
+    }
+
+    fn slot(&mut self, slot: Slot) -> u64 {
+        self.cache.read(slot, &self.vmcs.current())
+    }
+
+    fn set_control(&mut self, control: ProcessorBased, on: bool) {
+        let new = if on { self.processor_controls | control.bits() } else { self.processor_controls & !control.bits() };
+        if new != self.processor_controls {
+            self.processor_controls = new;
+            self.vmcs.current().write(field::PROCESSOR_BASED_CONTROLS, new);
+        }
+    }
+
+    fn failure(&mut self, error: String) -> EntryFailure {
+        explain(&self.vmcs.current(), &self.shared.capabilities, error)
+    }
+
+    fn switched_index(index: u32) -> usize {
+        SWITCHED.iter().position(|&m| m == index).unwrap_or(0)
+    }
+
+    fn read_switched(&self, index: u32) -> u64 {
+        let at = Self::switched_index(index);
+        if self.loaded { read_msr(SWITCHED[at]) } else { self.switched[at] }
+    }
+
+    fn write_switched(&mut self, index: u32, value: u64) {
+        let at = Self::switched_index(index);
+        self.switched[at] = value;
+        if self.loaded {
+            write_msr(SWITCHED[at], value);
+        }
+    }
+
+    /// RIP after an instruction of `length` bytes; ends the one-instruction shadow. VMREADs: RIP, interruptibility.
+    fn step(&mut self, length: u64) {
+        let old = self.slot(Slot::Rip);
+        let mut rip = old.wrapping_add(length);
+        // Only a crossing of a 4 GiB border can need the width of the instruction pointer.
+        if (rip ^ old) >> 32 != 0 {
+            let long =
+                self.read(SysReg::Efer) & Efer::LMA.bits() != 0 && self.segment(SegmentName::Cs).rights.is_long();
+            if !long {
+                rip &= 0xffff_ffff;
+            }
+        }
+        self.cache.write(Slot::Rip, rip);
+        let mut vmcs = self.vmcs.current();
+        let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+        if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0 {
+            vmcs.write(field::GUEST_INTERRUPTIBILITY, state & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
+        }
+    }
+}
+
+impl Vcpu for VmxVcpu {
+    type Nested = Ept;
+
+    const HYPERCALL_INSTRUCTION: u32 = hypercall::INSTRUCTION_VMCALL;
+
+    fn nested_format(&self) -> Ept {
+        let capabilities = self.shared.capabilities.ept_vpid();
+        let largest = if capabilities.contains(EptVpidCapabilities::PAGE_1G) {
+            FrameSize::Size1G
+        } else if capabilities.contains(EptVpidCapabilities::PAGE_2M) {
+            FrameSize::Size2M
+        } else {
+            FrameSize::Size4K
+        };
+        Ept { execute_only: false, largest }
+    }
+
+    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure> {
+        let shift = self.shared.capabilities.preemption_timer_shift();
+        let mut vmcs = self.vmcs.current();
+        resume(&mut vmcs, &mut self.cache, self.event.take(), deadline, shift);
+        let launched = vmcs.is_launched();
+        // SAFETY: this VMCS is current, `setup` wrote its host state on this processor, and `load` moved this vCPU's
+        // extended state and MSRs in (the run loop loads before it runs).
+        let entered = unsafe { enter(&mut self.frame, launched) };
+        self.cache.forget();
+        if entered != Entered::Exited {
+            let error = match entered {
+                Entered::FailedValid => {
+                    let number = vmcs.read(field::INSTRUCTION_ERROR);
+                    format!("VM-instruction error {number}: {}", rules::instruction_error(number))
+                }
+                _ => String::from("no VMCS is current"),
+            };
+            return Err(self.failure(error));
+        }
+        self.captured = capture(&vmcs);
+        if self.captured.reason & ENTRY_FAILURE != 0 {
+            let reason = (self.captured.reason & 0xffff) as u16;
+            let error = format!("exit reason {reason}: {}", rules::entry_failure(reason, self.captured.qualification));
+            return Err(self.failure(error));
+        }
+        vmcs.set_launched();
+        Ok(decode(&self.captured))
+    }
+
+    fn gprs(&mut self) -> &mut Gprs {
+        &mut self.frame.gprs
+    }
+
+    fn read(&mut self, register: SysReg) -> u64 {
+        match register {
+            SysReg::Rip => self.slot(Slot::Rip),
+            SysReg::Rsp => self.slot(Slot::Rsp),
+            SysReg::Rflags => self.slot(Slot::Rflags),
+            SysReg::Cr0 => {
+                let owned = CR0_OWNED.bits();
+                self.slot(Slot::Cr0) & !owned | self.slot(Slot::Cr0Shadow) & owned
+            }
+            SysReg::Cr2 => {
+                if self.loaded {
+                    read_cr2()
+                } else {
+                    self.cr2
+                }
+            }
+            SysReg::Cr3 => self.slot(Slot::Cr3),
+            SysReg::Cr4 => {
+                let forced = CR4_FORCED.bits();
+                self.slot(Slot::Cr4) & !forced | self.slot(Slot::Cr4Shadow) & forced
+            }
+            SysReg::Star => self.read_switched(msr::IA32_STAR),
+            SysReg::Lstar => self.read_switched(msr::IA32_LSTAR),
+            SysReg::Cstar => self.read_switched(msr::IA32_CSTAR),
+            SysReg::Fmask => self.read_switched(msr::IA32_FMASK),
+            SysReg::KernelGsBase => self.read_switched(msr::IA32_KERNEL_GS_BASE),
+            SysReg::TscAux => self.read_switched(msr::IA32_TSC_AUX),
+            SysReg::Xcr0 => self.extended.xcr0(),
+            _ => {
+                let vmcs = self.vmcs.current();
+                match register {
+                    SysReg::Dr7 => vmcs.read(field::GUEST_DR7),
+                    SysReg::Efer => vmcs.read(field::GUEST_EFER),
+                    SysReg::Pat => vmcs.read(field::GUEST_PAT),
+                    SysReg::FsBase => vmcs.read(field::GUEST_FS_BASE),
+                    SysReg::GsBase => vmcs.read(field::GUEST_GS_BASE),
+                    SysReg::SysenterCs => vmcs.read(field::GUEST_SYSENTER_CS).into(),
+                    SysReg::SysenterEsp => vmcs.read(field::GUEST_SYSENTER_ESP),
+                    SysReg::SysenterEip => vmcs.read(field::GUEST_SYSENTER_EIP),
+                    SysReg::GdtBase => vmcs.read(field::GUEST_GDTR_BASE),
+                    SysReg::GdtLimit => vmcs.read(field::GUEST_GDTR_LIMIT).into(),
+                    SysReg::IdtBase => vmcs.read(field::GUEST_IDTR_BASE),
+                    _ => vmcs.read(field::GUEST_IDTR_LIMIT).into(),
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, register: SysReg, value: u64) {
+        let low = (value & 0xffff_ffff) as u32;
+        match register {
+            SysReg::Rip => self.cache.write(Slot::Rip, value),
+            SysReg::Rsp => self.cache.write(Slot::Rsp, value),
+            SysReg::Rflags => self.cache.write(Slot::Rflags, value | Rflags::FIXED.bits()),
+            SysReg::Cr0 => {
+                let real = (Cr0::from_bits_retain(value) - CR0_OWNED) | CR0_FORCED;
+                self.cache.write(Slot::Cr0, real.bits());
+                self.cache.write(Slot::Cr0Shadow, value);
+            }
+            SysReg::Cr2 => {
+                self.cr2 = value;
+                if self.loaded {
+                    write_cr2(value);
+                }
+            }
+            SysReg::Cr3 => self.cache.write(Slot::Cr3, value),
+            SysReg::Cr4 => {
+                self.cache.write(Slot::Cr4, value | CR4_FORCED.bits());
+                self.cache.write(Slot::Cr4Shadow, value);
+            }
+            SysReg::Star => self.write_switched(msr::IA32_STAR, value),
+            SysReg::Lstar => self.write_switched(msr::IA32_LSTAR, value),
+            SysReg::Cstar => self.write_switched(msr::IA32_CSTAR, value),
+            SysReg::Fmask => self.write_switched(msr::IA32_FMASK, value),
+            SysReg::KernelGsBase => self.write_switched(msr::IA32_KERNEL_GS_BASE, value),
+            SysReg::TscAux => self.write_switched(msr::IA32_TSC_AUX, value),
+            SysReg::Xcr0 => self.extended.set_xcr0(value),
+            _ => {
+                let mut vmcs = self.vmcs.current();
+                match register {
+                    SysReg::Dr7 => vmcs.write(field::GUEST_DR7, value),
+                    SysReg::Efer => {
+                        vmcs.write(field::GUEST_EFER, value);
+                        let mut entry = vmcs.read(field::ENTRY_CONTROLS) & !EntryControls::IA32E_MODE_GUEST.bits();
+                        if value & Efer::LMA.bits() != 0 {
+                            entry |= EntryControls::IA32E_MODE_GUEST.bits();
+                        }
+                        vmcs.write(field::ENTRY_CONTROLS, entry);
+                    }
+                    SysReg::Pat => vmcs.write(field::GUEST_PAT, value),
+                    SysReg::FsBase => vmcs.write(field::GUEST_FS_BASE, value),
+                    SysReg::GsBase => vmcs.write(field::GUEST_GS_BASE, value),
+                    SysReg::SysenterCs => vmcs.write(field::GUEST_SYSENTER_CS, low),
+                    SysReg::SysenterEsp => vmcs.write(field::GUEST_SYSENTER_ESP, value),
+                    SysReg::SysenterEip => vmcs.write(field::GUEST_SYSENTER_EIP, value),
+                    SysReg::GdtBase => vmcs.write(field::GUEST_GDTR_BASE, value),
+                    SysReg::GdtLimit => vmcs.write(field::GUEST_GDTR_LIMIT, low),
+                    SysReg::IdtBase => vmcs.write(field::GUEST_IDTR_BASE, value),
+                    _ => vmcs.write(field::GUEST_IDTR_LIMIT, low),
+                }
+            }
+        }
+    }
+
+    fn segment(&mut self, name: SegmentName) -> Segment {
+        let vmcs = self.vmcs.current();
+        let (selector, base, limit, rights) = field::segment(name);
+        Segment {
+            selector: vmcs.read(selector),
+            base: vmcs.read(base),
+            limit: vmcs.read(limit),
+            rights: AccessRights(vmcs.read(rights)),
+        }
+    }
+
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        let mut vmcs = self.vmcs.current();
+        let (selector, base, limit, rights) = field::segment(name);
+        vmcs.write(selector, segment.selector);
+        vmcs.write(base, segment.base);
+        vmcs.write(limit, segment.limit);
+        vmcs.write(rights, segment.rights.0);
+    }
+
+    fn advance(&mut self) {
+        let length = self.vmcs.current().read(field::EXIT_INSTRUCTION_LENGTH);
+        self.step(u64::from(length));
+    }
+
+    fn advance_by(&mut self, length: u8) {
+        self.step(u64::from(length));
+    }
+
+    fn interruptibility(&mut self) -> Interruptibility {
+        let flags = self.slot(Slot::Rflags);
+        let state = self.vmcs.current().read(field::GUEST_INTERRUPTIBILITY);
+        Interruptibility {
+            interrupts_enabled: flags & Rflags::IF.bits() != 0,
+            shadow: state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0,
+            nmi_blocked: state & BLOCKING_BY_NMI != 0,
+            event_pending: self.event.is_some(),
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.event = Some(event);
+    }
+
+    fn interrupted_event(&mut self) -> Option<Event> {
+        interrupted_event(&self.captured)
+    }
+
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        self.set_control(ProcessorBased::INTERRUPT_WINDOW_EXITING, wanted);
+    }
+
+    fn request_nmi_window(&mut self, wanted: bool) {
+        self.set_control(ProcessorBased::NMI_WINDOW_EXITING, wanted);
+    }
+
+    fn set_nested_root(&mut self, root: Hpa) {
+        self.ept_pointer = root.0 | EPT_POINTER_FLAGS;
+        self.vmcs.current().write(field::EPT_POINTER, self.ept_pointer);
+        // An earlier guest may have had its tables at the same address.
+        invalidate_ept(self.ept_pointer);
+    }
+
+    fn invalidate_nested(&mut self) {
+        if self.ept_pointer != 0 {
+            invalidate_ept(self.ept_pointer);
+        }
+    }
+
+    fn invalidate_linear(&mut self) {
+        invalidate_vpid(self.vpid);
+    }
+
+    fn allow_cr4(&mut self, bits: Cr4) {
+        self.vmcs.current().write(field::CR4_GUEST_HOST_MASK, !(bits - CR4_FORCED).bits());
+    }
+
+    fn set_pdptes(&mut self, entries: [u64; 4]) {
+        let mut vmcs = self.vmcs.current();
+        let fields = [field::GUEST_PDPTE0, field::GUEST_PDPTE1, field::GUEST_PDPTE2, field::GUEST_PDPTE3];
+        for (field, entry) in fields.into_iter().zip(entries) {
+            vmcs.write(field, entry);
+        }
+    }
+
+    fn set_tsc_offset(&mut self, offset: i64) {
+        self.vmcs.current().write(field::TSC_OFFSET, offset.cast_unsigned());
+    }
+
+    fn load(&mut self) {
+        if self.loaded {
+            return;
+        }
+        self.extended.load();
+        for (index, value) in SWITCHED.into_iter().zip(self.switched) {
+            write_msr(index, value);
+        }
+        write_debug(&self.debug);
+        write_cr2(self.cr2);
+        self.loaded = true;
+    }
+
+    fn unload(&mut self) {
+        if !self.loaded {
+            return;
+        }
+        self.loaded = false;
+        self.extended.save();
+        for (index, value) in SWITCHED.into_iter().zip(&mut self.switched) {
+            *value = read_msr(index);
+        }
+        self.debug = read_debug();
+        self.cr2 = read_cr2();
+    }
+}
+
+fn read_msr(index: u32) -> u64 {
+    // SAFETY: reading one of `SWITCHED`, which every processor with VMX in 64-bit mode has, changes nothing.
+    unsafe { Msr::new(index).read() }
+}
+
+fn write_msr(index: u32, value: u64) {
+    // SAFETY: one of `SWITCHED`: none of them has an effect on our own code, which uses neither SYSCALL, SWAPGS nor
+    // RDTSCP. The value is one that the guest wrote by itself, so the processor has accepted it before, or 0.
+    unsafe { Msr::new(index).write(value) };
+}
+
+fn read_cr2() -> u64 {
+    x86_64::registers::control::Cr2::read_raw()
+}
+
+fn write_cr2(value: u64) {
+    // SAFETY: CR2 is only a report; a page fault of our own writes it anew.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nostack, nomem, preserves_flags)) };
+}
+
+fn read_debug() -> [u64; 5] {
+    let [a, b, c, d, e]: [u64; 5];
+    // SAFETY: reading debug registers changes nothing; DR7.GD is clear in the host, as every exit sets DR7 to 0x400.
+    unsafe {
+        asm!(
+            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", "mov {}, dr6",
+            out(reg) a, out(reg) b, out(reg) c, out(reg) d, out(reg) e,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+    [a, b, c, d, e]
+}
+
+fn write_debug(values: &[u64; 5]) {
+    let [a, b, c, d, e] = *values;
+    // SAFETY: breakpoints count only with DR7, which is 0x400 in the host: the addresses have no effect on us. The
+    // values were read from the registers, or are those after reset.
+    unsafe {
+        asm!(
+            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", "mov dr6, {}",
+            in(reg) a, in(reg) b, in(reg) c, in(reg) d, in(reg) e,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+}

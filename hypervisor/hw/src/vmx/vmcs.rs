@@ -1,0 +1,168 @@
+//! The VMCS, and the proof that one is current (SDM vol. 3, "Virtual-Machine Control Structures").
+//!
+//! Fields can be read and written only through [`Current`], which exists only while its VMCS is the current one of
+//! this processor. Keeps no copy of any field.
+
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+
+use lamina_arch::vmx::field::{Field, ReadWrite, Width};
+
+use crate::memory::HostPage;
+use crate::percpu;
+
+/// One VMCS region. The bytes are the processor's.
+pub struct Vmcs {
+    region: HostPage,
+    /// VMLAUNCH has succeeded since the last VMCLEAR.
+    launched: bool,
+}
+
+/// The VMCS that is current on this processor.
+pub struct Current<'a>(&'a mut Vmcs);
+
+impl Vmcs {
+    /// A cleared VMCS.
+    pub fn new(revision: u32) -> Vmcs {
+        let mut region = HostPage::new();
+        region.bytes_mut()[..4].copy_from_slice(&revision.to_le_bytes());
+        let mut vmcs = Vmcs { region, launched: false };
+        vmcs.clear();
+        vmcs
+    }
+
+    /// Makes it this processor's current VMCS, if it is not.
+    pub fn current(&mut self) -> Current<'_> {
+        let address = self.region.hpa().0;
+        let cpu = percpu::current();
+        if cpu.current_vmcs.load(Ordering::Relaxed) != address {
+            // SAFETY: VMX is on (a `Vmcs` is made by `Vmx` only), the region has the revision identifier and was
+            // cleared; it belongs to this processor alone, as `Vmcs` is not shared.
+            let failed = unsafe { vmptrld(address) };
+            assert!(!failed, "VMPTRLD of {address:#x} failed");
+            cpu.current_vmcs.store(address, Ordering::Relaxed);
+        }
+        Current(self)
+    }
+
+    /// Writes it back to memory and makes it current nowhere: VMCLEAR.
+    pub fn clear(&mut self) {
+        let address = self.region.hpa().0;
+        let failed: u8;
+        // SAFETY: VMX is on, and the region is a page of ours.
+        unsafe { asm!("vmclear [{}]", "setna {}", in(reg) &raw const address, out(reg_byte) failed, options(nostack)) };
+        assert!(failed == 0, "VMCLEAR of {address:#x} failed");
+        self.launched = false;
+        let cpu = percpu::current();
+        if cpu.current_vmcs.load(Ordering::Relaxed) == address {
+            cpu.current_vmcs.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Vmcs {
+    fn drop(&mut self) {
+        // The processor may hold the region's data until it is cleared; the page must not be used again before.
+        self.clear();
+    }
+}
+
+/// VMPTRLD; true where it failed.
+///
+/// # Safety
+/// VMX is on, and `address` is that of a cleared VMCS region that no other processor uses.
+unsafe fn vmptrld(address: u64) -> bool {
+    let failed: u8;
+    // SAFETY: the caller's promise.
+    unsafe { asm!("vmptrld [{}]", "setna {}", in(reg) &raw const address, out(reg_byte) failed, options(nostack)) };
+    failed != 0
+}
+
+impl Current<'_> {
+    /// Reads a field.
+    pub fn read<W: Width, A>(&self, field: Field<W, A>) -> W::Value
+    where
+        A: lamina_arch::vmx::field::Access,
+    {
+        W::from_vmread(self.read_raw(field.encoding()))
+    }
+
+    /// Reads the field with `encoding`. One that this processor does not have, or that needs no current VMCS, is a bug
+    /// of ours and ends in #UD with its report.
+    pub fn read_raw(&self, encoding: u32) -> u64 {
+        let value: u64;
+        // SAFETY: a VMCS is current, and VMREAD changes nothing else.
+        unsafe {
+            asm!(
+                "vmread {value}, {field}",
+                "ja 2f",
+                "ud2",
+                "2:",
+                value = out(reg) value,
+                field = in(reg) u64::from(encoding),
+                options(nostack, nomem),
+            );
+        }
+        value
+    }
+
+    /// Reads the field with `encoding`, or `None` where this processor does not have it.
+    pub fn try_read_raw(&self, encoding: u32) -> Option<u64> {
+        let value: u64;
+        let failed: u8;
+        // SAFETY: a VMCS is current, and VMREAD changes nothing else.
+        unsafe {
+            asm!(
+                "vmread {value}, {field}",
+                "setna {failed}",
+                value = out(reg) value,
+                field = in(reg) u64::from(encoding),
+                failed = out(reg_byte) failed,
+                options(nostack, nomem),
+            );
+        }
+        (failed == 0).then_some(value)
+    }
+
+    /// Writes a field.
+    pub fn write<W: Width>(&mut self, field: Field<W, ReadWrite>, value: W::Value) {
+        let value: u64 = value.into();
+        // SAFETY: a VMCS is current and borrowed mutably. What the fields mean is checked by the processor at VM
+        // entry; host-state fields are written by `setup` only.
+        unsafe {
+            asm!(
+                "vmwrite {field}, {value}",
+                "ja 2f",
+                "ud2",
+                "2:",
+                value = in(reg) value,
+                field = in(reg) u64::from(field.encoding()),
+                options(nostack, nomem),
+            );
+        }
+    }
+
+    /// Whether VMLAUNCH has succeeded, so that VMRESUME is due.
+    pub const fn is_launched(&self) -> bool {
+        self.0.launched
+    }
+
+    /// VMLAUNCH has succeeded.
+    pub const fn set_launched(&mut self) {
+        self.0.launched = true;
+    }
+}
+
+/// INVEPT of the single context `ept_pointer` (SDM vol. 3, "INVEPT—Invalidate Translations Derived from EPT").
+pub fn invalidate_ept(ept_pointer: u64) {
+    let descriptor = [ept_pointer, 0u64];
+    // SAFETY: VMX is on and has this type of INVEPT: `enable` asked for it. It only drops cached translations.
+    unsafe { asm!("invept {}, [{}]", in(reg) 1u64, in(reg) &raw const descriptor, options(nostack)) };
+}
+
+/// INVVPID of the single context `vpid` (SDM vol. 3, "INVVPID—Invalidate Translations Based on VPID").
+pub fn invalidate_vpid(vpid: u16) {
+    let descriptor = [u64::from(vpid), 0u64];
+    // SAFETY: VMX is on and has this type of INVVPID: `enable` asked for it. It only drops cached translations.
+    unsafe { asm!("invvpid {}, [{}]", in(reg) 1u64, in(reg) &raw const descriptor, options(nostack)) };
+}

@@ -1,0 +1,147 @@
+//! Extended state: x87, SSE, AVX and AVX-512 registers (SDM vol. 1, "Managing State Using the XSAVE Feature Set").
+//!
+//! Owns one save area for each virtual processor. The hypervisor itself uses none of these registers, so they move
+//! only when another vCPU comes in. XCR0 is the guest's while its vCPU is loaded and everything guests may have
+//! otherwise.
+
+use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
+use core::alloc::Layout;
+use core::arch::asm;
+use core::ptr::NonNull;
+
+use lamina_vmm::cpuid::XCR0_ALLOWED;
+use raw_cpuid::native_cpuid::cpuid_count;
+use spin::Once;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
+
+/// Offset of MXCSR in the save area. Unit: bytes.
+const MXCSR_OFFSET: usize = 24;
+/// MXCSR after reset.
+const MXCSR_RESET: u32 = 0x1f80;
+
+/// The components that are switched, and how large an area they need.
+#[derive(Clone, Copy, Debug)]
+struct Components {
+    mask: u64,
+    size: usize,
+}
+
+static COMPONENTS: Once<Components> = Once::new();
+
+/// Turns XSAVE on for the processor and finds out what there is to switch. Before the first VMCS is set up: CR4 is part
+/// of its host state.
+pub fn enable() {
+    // SAFETY: the caller checked that the processor has XSAVE; nothing of ours uses the x87 or SSE registers.
+    unsafe {
+        Cr4::update(|cr4| *cr4 |= Cr4Flags::OSXSAVE | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE);
+        Cr0::update(|cr0| {
+            *cr0 |= Cr0Flags::MONITOR_COPROCESSOR;
+            *cr0 -= Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::TASK_SWITCHED;
+        });
+    }
+    let leaf = cpuid_count(0xd, 0);
+    let mask = (u64::from(leaf.edx) << 32 | u64::from(leaf.eax)) & XCR0_ALLOWED;
+    set_xcr0(mask);
+    let size = cpuid_count(0xd, 0).ebx as usize;
+    COMPONENTS.call_once(|| Components { mask, size });
+}
+
+/// Everything that is switched; 0 before [`enable`].
+fn components() -> Components {
+    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576 })
+}
+
+/// XSETBV of register 0.
+fn set_xcr0(value: u64) {
+    // SAFETY: CR4.OSXSAVE is set, and the value is a combination that the run loop (or `enable`) found valid for this
+    // processor; our own code uses none of the registers.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value & 0xffff_ffff, in("edx") value >> 32, options(nostack, nomem));
+    }
+}
+
+/// The extended state of one virtual processor.
+#[derive(Debug)]
+pub struct ExtendedState {
+    area: NonNull<u8>,
+    layout: Layout,
+    xcr0: u64,
+    loaded: bool,
+}
+
+// SAFETY: the area is owned, like the contents of a `Box`.
+unsafe impl Send for ExtendedState {}
+
+impl ExtendedState {
+    /// State as after reset: every component in its initial configuration, XCR0 = 1.
+    pub fn new() -> ExtendedState {
+        let size = components().size.max(576);
+        let layout = Layout::from_size_align(size, 64).unwrap_or(Layout::new::<[u64; 512]>());
+        // SAFETY: the layout's size is not 0.
+        let Some(area) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        // SAFETY: the area is at least 576 bytes long, ours, and aligned to 64 bytes. XRSTOR loads MXCSR from here
+        // whatever XSTATE_BV says, and the zero in XSTATE_BV initializes the rest.
+        unsafe { area.add(MXCSR_OFFSET).cast::<u32>().write(MXCSR_RESET) };
+        ExtendedState { area, layout, xcr0: 1, loaded: false }
+    }
+
+    /// The guest's XCR0.
+    pub const fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    /// Sets the guest's XCR0, a value that the run loop found valid.
+    pub fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        if self.loaded {
+            set_xcr0(value);
+        }
+    }
+
+    /// Moves the state into the registers, all components, whatever the guest has enabled.
+    pub fn load(&mut self) {
+        let mask = components().mask;
+        // SAFETY: the area was made for these components and holds what `new` or XSAVE wrote; XCR0 has them enabled.
+        unsafe {
+            asm!(
+                "xrstor64 [{}]",
+                in(reg) self.area.as_ptr(),
+                in("eax") mask & 0xffff_ffff,
+                in("edx") mask >> 32,
+                options(nostack),
+            );
+        }
+        set_xcr0(self.xcr0);
+        self.loaded = true;
+    }
+
+    /// Saves the registers, all components.
+    pub fn save(&mut self) {
+        let mask = components().mask;
+        set_xcr0(mask);
+        self.loaded = false;
+        // SAFETY: the area is large enough for these components, aligned, and ours; XCR0 has them enabled.
+        unsafe {
+            asm!(
+                "xsave64 [{}]",
+                in(reg) self.area.as_ptr(),
+                in("eax") mask & 0xffff_ffff,
+                in("edx") mask >> 32,
+                options(nostack),
+            );
+        }
+    }
+}
+
+impl Default for ExtendedState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for ExtendedState {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated with this layout, and nobody has it any more.
+        unsafe { dealloc(self.area.as_ptr(), self.layout) };
+    }
+}

@@ -10,11 +10,15 @@ extern crate alloc;
 
 mod bringup;
 mod panic;
+mod run;
 
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use bootloader_api::{BootInfo, entry_point};
 use lamina_hw::memory::KernelHeap;
-use lamina_hw::{exit, memory, paging};
+use lamina_hw::platform::Platform;
+use lamina_hw::report::refuse;
+use lamina_hw::vmx::Vmx;
+use lamina_hw::{memory, paging};
 
 /// Where the image is loaded: the last 2 GiB, as the target's code model wants it.
 const IMAGE: u64 = 0xffff_ffff_8000_0000;
@@ -37,8 +41,10 @@ static HEAP: KernelHeap = KernelHeap::empty();
 entry_point!(start, config = &CONFIG);
 
 fn start(boot: &'static mut BootInfo) -> ! {
-    let machine = bringup::bring_up(boot, &HEAP);
-    log::info!("bundle of {} bytes", machine.bundle.map_or(0, <[u8]>::len));
-    log::info!("exit 0");
-    exit::end_machine(0)
+    let ready = bringup::bring_up(boot, &HEAP);
+    let (memory, image, bundle) = run::unpack(ready);
+    match Vmx::enable() {
+        Ok(vmx) => run::run(Platform::new(memory, vmx), bundle, image),
+        Err(unsupported) => refuse(format_args!("{unsupported}")),
+    }
 }

@@ -9,6 +9,7 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod bus;
 pub mod chipset;
 pub mod config;

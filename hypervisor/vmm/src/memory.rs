@@ -282,6 +282,13 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Makes all memory zero again, as for a VM that is loaded anew after a reset. The guest must not be running.
+    pub fn clear(&self, host: &mut impl HostMemory) {
+        for extent in &self.extents {
+            host.zero(extent.hpa, extent.length);
+        }
+    }
+
     /// The memory map that firmware gives the guest, sorted by address.
     pub fn e820(&self) -> impl Iterator<Item = E820Entry> {
         e820_of(self.size)
@@ -384,6 +391,15 @@ mod tests {
         let mut data = vec![0xff; (7 << 20) - 3];
         memory.read(&host, Gpa(0x10_0001), &mut data).unwrap();
         assert!(data.iter().all(|&byte| byte == 0));
+
+        memory.write(&mut host, Gpa(0x9_fffe), &[1, 2]).unwrap();
+        memory.write(&mut host, Gpa((8 << 20) - 1), &[3]).unwrap();
+        memory.clear(&mut host);
+        for region in memory.regions() {
+            let mut data = vec![0xff; region.length as usize];
+            memory.read(&host, region.start, &mut data).unwrap();
+            assert!(data.iter().all(|&byte| byte == 0));
+        }
     }
 
     #[test]

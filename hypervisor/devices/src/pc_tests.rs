@@ -199,6 +199,28 @@ fn a_level_triggered_sci_comes_again_until_it_is_cleared() {
 }
 
 #[test]
+fn in_x2apic_mode_the_registers_leave_memory_and_the_eoi_reaches_the_ioapic() {
+    let mut rig = Rig::new();
+    rig.ioapic_write(0x10 + 2 * 9, 0x8000 | 0x50);
+    rig.pc.msr_write(Tsc(0), msr::IA32_APIC_BASE, 0xfee0_0d00).unwrap();
+    assert!(!rig.pc.mmio_write(Tsc(0), layout::LAPIC + 0xb0, &[0; 4]));
+    assert_eq!(rig.pc.port_write(Tsc(0), 0x602, &[1, 0]), Signal::None);
+    rig.advance_to(rig.pc.next_deadline().unwrap().0);
+    assert_eq!(rig.pc.acknowledge(), Some(0x50));
+    assert!(!rig.pc.interrupt_pending());
+    rig.pc.msr_write(Tsc(rig.now), 0x80b, 0).unwrap();
+    assert_eq!(rig.pc.acknowledge(), Some(0x50));
+    // The deadline MSR moves the cached deadline both ways.
+    rig.pc.msr_write(Tsc(rig.now), 0x832, 0x4_00ec).unwrap();
+    rig.pc.msr_write(Tsc(rig.now), msr::IA32_TSC_DEADLINE, rig.now + 500).unwrap();
+    assert_eq!(rig.pc.next_deadline(), Some(Tsc(rig.now + 500)));
+    rig.advance_to(rig.now + 500);
+    assert_eq!(rig.pc.acknowledge(), Some(0xec));
+    assert_eq!(rig.pc.next_deadline(), None);
+    assert_eq!(rig.pc.msr_read(Tsc(rig.now), msr::IA32_TSC_DEADLINE), Ok(0));
+}
+
+#[test]
 fn a_level_interrupt_refused_by_a_disabled_lapic_comes_when_it_is_enabled() {
     let mut rig = Rig::new();
     rig.lapic_write(0xf0, 0xff);
@@ -230,6 +252,22 @@ fn the_serial_port_interrupts_and_its_output_waits_for_the_sink() {
     assert_eq!(out, b"x");
     assert!(!rig.pc.has_output());
     assert_eq!(rig.pc.acknowledge(), Some(0x34));
+}
+
+#[test]
+fn clock_and_keyboard_interrupt_on_lines_8_and_1() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 8 | 1 << 2 | 1 << 1);
+    rig.quiet(&[(0x70, 0x0b), (0x71, 0x12)]);
+    assert_eq!(rig.pc.next_deadline(), Some(Tsc(HZ)), "the next second");
+    rig.advance_to(HZ);
+    assert_eq!(rig.pc.acknowledge(), Some(0x38));
+    rig.quiet(&[(0xa0, 0x20), (0x20, 0x20), (0x70, 0x0c)]);
+    assert_eq!(rig.inb(0x71), 0xd0);
+    assert_eq!(rig.pc.next_deadline(), Some(Tsc(2 * HZ)));
+    rig.quiet(&[(0x64, 0x60), (0x60, 0x01), (0x60, 0xf2)]);
+    assert_eq!(rig.pc.acknowledge(), Some(0x31));
+    assert_eq!(rig.inb(0x60), 0xfe);
 }
 
 #[test]

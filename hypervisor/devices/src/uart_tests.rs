@@ -178,6 +178,7 @@ fn trigger_levels() {
         assert_eq!(uart.give_input(NOW, &[0; 16][..level - 1]), level - 1);
         assert!(!uart.irq(), "{level}");
         assert_eq!(uart.give_input(NOW, &[0]), 1);
+        assert_eq!(uart.next_deadline(), None, "it interrupts already");
         assert_eq!(uart.read(NOW, IIR), 0xc4);
         uart.read(NOW, DATA);
         assert!(!uart.irq(), "below {level} again");

@@ -6,8 +6,13 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 use serde::{Deserialize, Serialize};
+
+mod pack;
+mod validate;
+
+pub use pack::{BundleError, blob_bytes, encode, parse};
+pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
 pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x01";
@@ -15,6 +20,12 @@ pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x01";
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.
 pub const NAME_MAX: usize = 31;
+/// Most guest memory. Unit: bytes. No machine has so much; a larger number is a mistake.
+pub const MEMORY_MAX: u64 = 1 << 40;
+/// Largest weight; the smallest is 1.
+pub const WEIGHT_MAX: u32 = 10_000;
+/// The CPU model that there is.
+pub const CPU_HOST: &str = "host";
 /// The name that no VM may have: the hypervisor's own prefix on the console.
 pub const RESERVED_NAME: &str = "lamina";
 
@@ -66,13 +77,13 @@ pub struct VmConfig {
     pub modules: Vec<ModuleConfig>,
     /// The command line.
     pub cmdline: String,
-    /// Guest memory. Unit: bytes; a multiple of 4096.
+    /// Guest memory. Unit: bytes; a multiple of 4096, at most [`MEMORY_MAX`].
     pub memory: u64,
     /// Virtual processors; 1 for now.
     pub vcpus: u32,
-    /// Share of the processor, relative to the others.
+    /// Share of the processor, relative to the others; 1 to [`WEIGHT_MAX`].
     pub weight: u32,
-    /// CPU model; `host` for now.
+    /// CPU model; [`CPU_HOST`] for now.
     pub cpu: String,
 }
 
@@ -85,47 +96,5 @@ pub struct ModuleConfig {
     pub cmdline: String,
 }
 
-/// Length of what stands before the description. Unit: bytes.
-const HEADER: usize = 16;
-
-/// Why bytes are no bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BundleError {
-    /// The first bytes are not [`MAGIC`].
-    Magic,
-    /// The description is longer than the bytes. Unit: bytes.
-    Truncated {
-        /// How many there must be.
-        needed: u64,
-        /// How many there are.
-        have: u64,
-    },
-    /// The description is malformed.
-    Malformed,
-}
-
-impl fmt::Display for BundleError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BundleError::Magic => write!(f, "it does not start with the bundle's magic number and version"),
-            BundleError::Truncated { needed, have } => write!(f, "it has {have} bytes and must have {needed}"),
-            BundleError::Malformed => write!(f, "its description is malformed"),
-        }
-    }
-}
-
-/// Reads the description at the start of a bundle. Each VM of it is still to be validated.
-///
-/// # Errors
-/// [`BundleError`].
-pub fn parse(image: &[u8]) -> Result<Bundle, BundleError> {
-    let have = image.len() as u64;
-    let header = image.get(..HEADER).ok_or(BundleError::Truncated { needed: HEADER as u64, have })?;
-    if header[..8] != MAGIC {
-        return Err(BundleError::Magic);
-    }
-    let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
-    let needed = HEADER as u64 + length as u64;
-    let description = image.get(HEADER..HEADER + length).ok_or(BundleError::Truncated { needed, have })?;
-    postcard::from_bytes(description).map_err(|_| BundleError::Malformed)
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use alloc::string::ToString;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn vm(name: &str, kernel: Blob) -> VmConfig {
+    VmConfig {
+        name: name.to_string(),
+        kernel,
+        initrd: None,
+        modules: Vec::new(),
+        cmdline: "console=ttyS0".to_string(),
+        memory: 128 << 20,
+        vcpus: 1,
+        weight: 100,
+        cpu: CPU_HOST.to_string(),
+    }
+}
+
+fn bundle(vms: Vec<VmConfig>) -> Bundle {
+    Bundle { interactive: true, log: LogLevel::Debug, vms }
+}
+
+fn small() -> Vec<u8> {
+    encode(&[b"kernel", b"", b"ramdisk"], |blobs| {
+        let initrd = VmConfig { initrd: Some(blobs[2]), ..vm("b", blobs[0]) };
+        let modules = vec![ModuleConfig { blob: blobs[1], cmdline: "empty".to_string() }];
+        bundle(vec![VmConfig { modules, ..vm("a", blobs[0]) }, initrd])
+    })
+    .unwrap()
+}
+
+#[test]
+fn what_is_encoded_is_parsed() {
+    let bytes = small();
+    let bundle = parse(&bytes).unwrap();
+    let [a, b] = bundle.vms.as_slice() else { panic!("{bundle:?}") };
+    assert_eq!(a.kernel, b.kernel);
+    assert!([a.kernel, a.modules[0].blob, b.initrd.unwrap()].iter().all(|blob| blob.offset % BLOB_ALIGN == 0));
+    assert_eq!(blob_bytes(&bytes, a.kernel), Some(&b"kernel"[..]));
+    assert_eq!(blob_bytes(&bytes, a.modules[0].blob), Some(&b""[..]));
+    assert_eq!(blob_bytes(&bytes, b.initrd.unwrap()), Some(&b"ramdisk"[..]));
+    assert_eq!((a.name.as_str(), a.modules[0].cmdline.as_str(), b.memory), ("a", "empty", 128 << 20));
+    assert_eq!((bundle.interactive, bundle.log), (true, LogLevel::Debug));
+    let length = bytes.len() as u64;
+    assert_eq!(validate(a, [], length), Ok(()));
+    assert_eq!(validate(b, ["a"], length), Ok(()));
+}
+
+#[test]
+fn a_long_description_moves_the_blobs() {
+    for length in [3900, 4000, 4050, 4095, 4096, 4097, 9000] {
+        let bytes =
+            encode(&[b"kernel"], |blobs| bundle(vec![VmConfig { cmdline: "c".repeat(length), ..vm("a", blobs[0]) }]));
+        let bytes = bytes.unwrap();
+        let bundle = parse(&bytes).unwrap();
+        assert_eq!(bundle.vms[0].cmdline.len(), length);
+        assert_eq!(blob_bytes(&bytes, bundle.vms[0].kernel), Some(&b"kernel"[..]));
+    }
+}
+
+#[test]
+fn what_is_no_bundle_is_named() {
+    let bytes = small();
+    assert_eq!(parse(&[]), Err(BundleError::NoHeader(0)));
+    assert_eq!(parse(&bytes[..15]), Err(BundleError::NoHeader(15)));
+    let with = |at: usize, byte| {
+        let mut bytes = bytes.clone();
+        bytes[at] = byte;
+        parse(&bytes)
+    };
+    assert_eq!(with(7, 2), Err(BundleError::Magic(*b"LAMINA\x00\x02")));
+    assert_eq!(with(15, 1), Err(BundleError::Reserved(1 << 24)));
+    let description = u64::from(bytes[8]) | 0xff00_0000;
+    let available = bytes.len() as u64 - 16;
+    assert_eq!(with(11, 0xff), Err(BundleError::Truncated { description, available }));
+    // One byte less, and one byte more, than the description.
+    assert_eq!(with(8, bytes[8] - 1), Err(BundleError::Description));
+    assert_eq!(with(8, bytes[8] + 1), Err(BundleError::Description));
+    for length in 16..16 + usize::from(bytes[8]) {
+        assert!(matches!(parse(&bytes[..length]), Err(BundleError::Truncated { .. })));
+    }
+}
+
+#[test]
+fn names_are_those_of_the_design() {
+    for good in ["a", "debian", "a-1-b", "z9", "lamina-2", &"a".repeat(31)] {
+        assert_eq!(validate_name(good), Ok(()), "{good}");
+    }
+    for bad in ["", "1a", "-a", "A", "a_b", "a b", "a\n", "\u{e9}", "a\u{e9}", "a\x1b[1m"] {
+        assert_eq!(validate_name(bad), Err(NameError::Characters), "{bad}");
+    }
+    assert_eq!(validate_name("lamina"), Err(NameError::Reserved));
+    assert_eq!(validate_name(&"a".repeat(32)), Err(NameError::TooLong));
+}
+
+#[test]
+fn each_mistake_is_named() {
+    let blob = Blob { offset: 4096, length: 904 };
+    let good = vm("a", blob);
+    let check = |vm: &VmConfig| validate(vm, ["x", "y"], 5000);
+    assert_eq!(check(&good), Ok(()));
+    let error = NameError::Characters;
+    assert_eq!(check(&vm("A", blob)), Err(ConfigError::Name { name: "A".to_string(), error }));
+    assert_eq!(check(&vm("y", blob)), Err(ConfigError::DuplicateName("y".to_string())));
+    for (offset, length) in [(4096, 905), (5000, 1), (0, 5001), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
+        let blob = Blob { offset, length };
+        let refused = |key| Err(ConfigError::Blob { key, blob, bundle: 5000 });
+        assert_eq!(check(&vm("a", blob)), refused("kernel"));
+        assert_eq!(check(&VmConfig { initrd: Some(blob), ..good.clone() }), refused("initrd"));
+        let modules = vec![ModuleConfig { blob, cmdline: String::new() }];
+        assert_eq!(check(&VmConfig { modules, ..good.clone() }), refused("modules"));
+        assert_eq!(blob_bytes(&[0; 5000], blob), None);
+    }
+    for memory in [0, 1, 4095, 4097, MEMORY_MAX + 4096, u64::MAX, !4095] {
+        assert_eq!(check(&VmConfig { memory, ..good.clone() }), Err(ConfigError::Memory(memory)));
+    }
+    for vcpus in [0, 2, u32::MAX] {
+        assert_eq!(check(&VmConfig { vcpus, ..good.clone() }), Err(ConfigError::Vcpus(vcpus)));
+    }
+    for weight in [0, WEIGHT_MAX + 1, u32::MAX] {
+        assert_eq!(check(&VmConfig { weight, ..good.clone() }), Err(ConfigError::Weight(weight)));
+    }
+    let cpu = "486".to_string();
+    assert_eq!(check(&VmConfig { cpu: cpu.clone(), ..good.clone() }), Err(ConfigError::Cpu(cpu)));
+    let cmdline = "a\0".to_string();
+    let refused = |key| Err(ConfigError::CommandLine { key });
+    assert_eq!(check(&VmConfig { cmdline: cmdline.clone(), ..good.clone() }), refused("cmdline"));
+    let modules = vec![ModuleConfig { blob, cmdline }];
+    assert_eq!(check(&VmConfig { modules, ..good }), refused("modules"));
+}
+
+#[test]
+fn an_error_shows_a_hostile_name_without_its_control_characters() {
+    let name = "\x1b[2J\n[lamina] exit 0".to_string();
+    let shown = ConfigError::Name { name, error: NameError::Characters }.to_string();
+    assert!(!shown.contains(['\x1b', '\n']), "{shown:?}");
+}
+
+proptest! {
+    #[test]
+    fn random_changes_do_no_harm(changes in prop::collection::vec((0usize..200, any::<u8>()), 0..8)) {
+        let mut bytes = small();
+        for (at, byte) in changes {
+            bytes[at] = byte;
+        }
+        if let Ok(bundle) = parse(&bytes) {
+            for vm in &bundle.vms {
+                if validate(vm, [], bytes.len() as u64).is_ok() {
+                    prop_assert!(blob_bytes(&bytes, vm.kernel).is_some());
+                }
+            }
+        }
+    }
+}

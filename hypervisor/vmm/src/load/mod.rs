@@ -2,7 +2,7 @@
 //!
 //! Owns the formats, where images and boot data go in guest memory, and the processor's state at the entry. An image is
 //! an allegation: every length and address in it is checked before anything is written, and a lie is a [`LoadError`]
-//! that names it. A loader is a pure function from bytes to a [`Plan`]; one place carries plans out, so [`check`] on the
+//! that names it. A loader is a pure function from bytes to a plan; one place carries plans out, so [`check`] on the
 //! host and [`load`] in the hypervisor cannot disagree.
 
 use alloc::vec::Vec;

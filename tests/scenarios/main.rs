@@ -1,0 +1,45 @@
+//! The boot scenarios: one file each, run as ordinary tests (see `docs/guide/testing.md`).
+
+mod checker;
+mod console;
+mod debian_beside_hog;
+mod debian_power_off;
+mod debian_reboot;
+mod demo;
+mod dying_beside_living;
+mod fpu_pair;
+mod greeter;
+mod hello;
+mod hello_status;
+mod hog;
+mod hog_beside_ticker;
+mod outside;
+mod refused_bundle;
+mod refused_on_host;
+mod refused_vms;
+mod ticker;
+mod triple;
+
+fn main() {
+    lamina_tests::main(&[
+        refused_on_host::SCENARIO,
+        hello::SCENARIO,
+        hello_status::SCENARIO,
+        ticker::SCENARIO,
+        hog::SCENARIO,
+        greeter::SCENARIO,
+        fpu_pair::SCENARIO,
+        checker::SCENARIO,
+        triple::SCENARIO,
+        outside::SCENARIO,
+        console::SCENARIO,
+        dying_beside_living::SCENARIO,
+        hog_beside_ticker::SCENARIO,
+        refused_vms::SCENARIO,
+        refused_bundle::SCENARIO,
+        demo::SCENARIO,
+        debian_power_off::SCENARIO,
+        debian_reboot::SCENARIO,
+        debian_beside_hog::SCENARIO,
+    ])
+}

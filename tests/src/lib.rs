@@ -1,0 +1,110 @@
+//! What the boot scenarios are made of: a [`Scenario`] boots machines on a [`Stage`] and says what it [expects] of
+//! their lines.
+//!
+//! Owns how a scenario is described, run and reported. Never says what is expected: the scenarios do, one file each.
+//! What scenarios may rely on of a machine's lines stands in `docs/guide/console.md`.
+//!
+//! [expects]: Running::expect
+#![forbid(unsafe_code)]
+
+mod command;
+mod running;
+mod stage;
+
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use xtask::backend::{self, Host, Name};
+
+pub use command::Outcome;
+pub use running::Running;
+pub use stage::Stage;
+
+/// Where `cargo xtask test` says which backends to run on: names, separated by commas.
+pub const BACKENDS: &str = "LAMINA_ON";
+/// The kind of a scenario that needs no machine, as it is shown.
+const HOST: &str = "host";
+/// The kind of one that does, where it is not yet known on what.
+const BOOT: &str = "boot";
+
+/// One scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name, which filters look at.
+    pub name: &'static str,
+    /// What it needs.
+    pub needs: Needs,
+    /// The time that each of its machines has, on the wall, from the emulator's start: far more than it takes, so that
+    /// a slow host fails nothing. It ends what hangs; it is never what is tested. Unit: seconds.
+    pub limit: u64,
+    /// It takes too long for every day: only `--all` (libtest's `--include-ignored`) runs it.
+    pub long: bool,
+    /// What it does.
+    pub run: fn(&Stage) -> anyhow::Result<()>,
+}
+
+/// What a scenario needs to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing but the host: what it tries is refused before anything boots.
+    Host,
+    /// A machine: it is run once on each backend.
+    Machine,
+}
+
+/// Runs the scenarios as an ordinary test program would its tests. Does not return.
+pub fn main(scenarios: &[Scenario]) -> ! {
+    let mut arguments = Arguments::from_args();
+    // Emulators are heavy, and what a machine does must not depend on what else the host has to do.
+    arguments.test_threads.get_or_insert(1);
+    let backends = if arguments.list { Ok(vec![None]) } else { backends() };
+    let backends = backends.unwrap_or_else(|error| {
+        eprintln!("scenarios: {error:#}");
+        std::process::exit(2);
+    });
+    let trials = scenarios.iter().flat_map(|scenario| match scenario.needs {
+        Needs::Host => vec![trial(*scenario, None)],
+        Needs::Machine => backends.iter().map(|backend| trial(*scenario, *backend)).collect(),
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit()
+}
+
+fn trial(scenario: Scenario, backend: Option<Name>) -> Trial {
+    let kind = match (scenario.needs, backend) {
+        (Needs::Host, _) => HOST.to_owned(),
+        (Needs::Machine, Some(backend)) => backend.to_string(),
+        (Needs::Machine, None) => BOOT.to_owned(),
+    };
+    let run = move || {
+        let stage = Stage::new(backend, Duration::from_secs(scenario.limit));
+        (scenario.run)(&stage).map_err(|error| Failed::from(format!("{error:#}")))
+    };
+    Trial::test(scenario.name, run).with_kind(kind).with_ignored_flag(scenario.long)
+}
+
+/// What the environment names, else the first backend that works here.
+fn backends() -> anyhow::Result<Vec<Option<Name>>> {
+    let named = std::env::var(BACKENDS).unwrap_or_default();
+    if named.is_empty() {
+        return Ok(vec![Some(backend::choose(None, &Host)?.backend.name())]);
+    }
+    named.split(',').map(|name| parse(name).map(Some)).collect()
+}
+
+fn parse(name: &str) -> anyhow::Result<Name> {
+    let all = [Name::Kvm, Name::Bochs, Name::Tcg, Name::BochsSvm];
+    let found = all.into_iter().find(|backend| backend.to_string() == name);
+    found.ok_or_else(|| anyhow::anyhow!("{BACKENDS}: no such backend: {name:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_have_the_names_that_they_print() {
+        assert_eq!(parse("bochs").unwrap(), Name::Bochs);
+        assert_eq!(parse("bochs-svm").unwrap(), Name::BochsSvm);
+        assert!(parse("Bochs").is_err() && parse("").is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Where a scenario boots its machines.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use xtask::backend::{self, Host, Name};
+use xtask::config::Config;
+use xtask::image::{self, Firmware};
+use xtask::machine::Machine;
+use xtask::session::{self, Request};
+use xtask::{artifacts, bundle, paths};
+
+use crate::Running;
+use crate::command::{self, Outcome};
+
+/// Memory of a machine that boots a bundle made by hand. Unit: bytes.
+const MEMORY: u64 = 512 << 20;
+
+/// Where a scenario boots its machines: the backend, and the time they have.
+#[derive(Debug)]
+pub struct Stage {
+    backend: Option<Name>,
+    limit: Duration,
+}
+
+impl Stage {
+    pub(crate) fn new(backend: Option<Name>, limit: Duration) -> Self {
+        Self { backend, limit }
+    }
+
+    /// Boots the machines of a configuration, a text in TOML. Relative paths in it start at the workspace's root.
+    ///
+    /// # Errors
+    /// The configuration is refused, or something cannot be built or started.
+    pub fn boot(&self, config: &str) -> Result<Running> {
+        self.start(&Request::text(config, paths::workspace()))
+    }
+
+    /// Boots the machines of a file, its path relative to the workspace's root.
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_file(&self, path: &str) -> Result<Running> {
+        self.start(&Request::file(paths::workspace().join(path)))
+    }
+
+    fn start(&self, request: &Request) -> Result<Running> {
+        let prepared = request.clone().on(self.backend()?).timeout(self.limit).prepare()?;
+        Ok(Running::new(prepared.start()?))
+    }
+
+    /// Boots these bytes as the bundle, as they are: the way around every check of the host's.
+    ///
+    /// # Errors
+    /// Something cannot be built or started.
+    pub fn boot_bundle(&self, bundle: &[u8]) -> Result<Running> {
+        let choice = backend::choose(self.backend()?, &Host)?;
+        let kernel = artifacts::hypervisor()?;
+        let directory = tempfile::Builder::new().prefix("lamina-").tempdir().context("no temporary directory")?;
+        let (ramdisk, disk) = (directory.path().join("bundle"), directory.path().join("disk"));
+        std::fs::write(&ramdisk, bundle)?;
+        image::build(&kernel, &ramdisk, Firmware::Bios, &disk)?;
+        let machine = backend::Machine {
+            image: disk,
+            cpus: 1,
+            memory: MEMORY,
+            serial: 0,
+            interactive: false,
+            directory: directory.path().to_owned(),
+        };
+        let machine = Machine::start(&choice.backend, machine, directory, Some(self.limit), None)?;
+        Ok(Running::new(machine))
+    }
+
+    /// The bundle of a configuration that is good.
+    ///
+    /// # Errors
+    /// It is refused, or something cannot be built.
+    pub fn pack(&self, config: &str) -> Result<Vec<u8>> {
+        let config = Config::parse(config, "configuration", paths::workspace())?;
+        bundle::pack(&config, &session::images(&config)?, false)
+    }
+
+    /// Runs `cargo xtask` with these arguments, in `directory`, without input.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not come to its end in time.
+    pub fn xtask(&self, arguments: &[&str], directory: &Path) -> Result<Outcome> {
+        command::xtask(arguments, directory, self.limit)
+    }
+
+    fn backend(&self) -> Result<Option<Name>> {
+        match self.backend {
+            Some(backend) => Ok(Some(backend)),
+            None => bail!("a scenario that needs only the host boots nothing"),
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The hypervisor's own page tables (SDM vol. 3, "4-Level Paging").
 //!
 //! Owns the tables and the hypervisor's virtual address space:
-//! - [`DIRECT_MAP`](crate::memory::DIRECT_MAP): all memory, never executable; read-only where the hypervisor's code and
+//! - [`DIRECT_MAP`]: all memory, never executable; read-only where the hypervisor's code and
 //!   constants and the bundle are;
 //! - [`STACKS`]: the boot stack, then one stack after the other with an unmapped page on both sides of each;
 //! - [`DEVICES`]: registers of devices, uncached;

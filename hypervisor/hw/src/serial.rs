@@ -187,7 +187,7 @@ pub fn write(bytes: &[u8]) -> usize {
     taken
 }
 
-/// How many bytes [`write`] would take now.
+/// How many bytes [`write()`] would take now.
 pub fn room() -> usize {
     SERIAL.lock().transmit.room()
 }

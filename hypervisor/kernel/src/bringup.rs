@@ -14,6 +14,7 @@ use lamina_hw::report::refuse;
 use lamina_hw::{
     apic, control, gdt, idt, interrupts, ioapic, logger, madt, memory, paging, percpu, pic, serial, symbols, timer,
 };
+use lamina_vmm::config::{self, Bundle, BundleError};
 
 /// The serial port's ISA interrupt.
 const SERIAL_IRQ: u8 = 4;
@@ -24,8 +25,8 @@ const IMAGE_LIMIT: u64 = 32 << 20;
 pub struct Ready {
     /// The memory that virtual machines may have.
     pub memory: GuestRam,
-    /// What the host packed for us, unchecked. Read-only memory that stays.
-    pub bundle: Option<&'static [u8]>,
+    /// What the host packed for us, in read-only memory that stays, and its description or what is wrong with it.
+    pub bundle: Option<(&'static [u8], Result<Bundle, BundleError>)>,
 }
 
 /// Brings the machine up. What makes it unfit is told in one line, and ends it.
@@ -47,7 +48,11 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     log::info!("memory: {} MiB for virtual machines, {} MiB heap", pool_size >> 20, heap_length >> 20);
 
     control::protect();
-    let bundle = bundle(boot);
+    let bundle = bundle(boot).map(|image| (image, config::parse(image)));
+    // So early, so that the level holds for most of bring-up.
+    if let Some((_, Ok(description))) = &bundle {
+        logger::set_level(description.log);
+    }
     // SAFETY: the loader keeps the image's file where it says, in memory marked as in use; the direct map has it.
     let image = unsafe { bytes_at(Hpa(boot.kernel_addr), boot.kernel_len) };
     symbols::init(image, boot.kernel_image_offset);
@@ -61,7 +66,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
         ram: &memory::ram(&regions),
         image: first..first + IMAGE_LIMIT,
         stack,
-        read_only: &bundle.map_or(Vec::new(), |bundle| Vec::from([whole_pages(bundle)])),
+        read_only: &bundle.iter().map(|(image, _)| whole_pages(image)).collect::<Vec<_>>(),
     };
     // SAFETY: called once, with the loader's tables current; image, stack and direct map hold all that is still used:
     // `boot` is not touched any more.

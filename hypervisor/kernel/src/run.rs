@@ -5,7 +5,7 @@ use lamina_hw::guest_ram::GuestRam;
 use lamina_hw::platform::{Backend, Platform};
 use lamina_hw::report::refuse;
 use lamina_hw::{exit, logger, serial};
-use lamina_vmm::config::{self, Bundle};
+use lamina_vmm::config::Bundle;
 use lamina_vmm::frames::FramePool;
 use lamina_vmm::machine::Machine;
 
@@ -14,14 +14,11 @@ use crate::bringup::Ready;
 /// Takes a ready machine apart: its memory, the bundle's bytes and its description. A bundle that is not there or not
 /// one ends the machine.
 pub fn unpack(ready: Ready) -> (GuestRam, &'static [u8], Bundle) {
-    let Some(image) = ready.bundle else {
+    let Some((image, description)) = ready.bundle else {
         refuse(format_args!("the boot image holds no bundle of virtual machines"));
     };
-    match config::parse(image) {
-        Ok(bundle) => {
-            logger::set_level(bundle.log);
-            (ready.memory, image, bundle)
-        }
+    match description {
+        Ok(bundle) => (ready.memory, image, bundle),
         Err(error) => refuse(format_args!("the bundle cannot be read: {error}")),
     }
 }

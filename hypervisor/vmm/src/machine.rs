@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use lamina_arch::time::Tsc;
 
 use crate::chipset::Chipset;
-use crate::config::{Bundle, VmConfig};
+use crate::config::{self, Bundle, ConfigError, VmConfig};
 use crate::console::{Console, Event};
 use crate::frames::FramePool;
 use crate::host::Host;
@@ -73,12 +73,20 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
             quit: false,
             told_end: false,
         };
-        for config in bundle.vms {
+        for (index, mut config) in bundle.vms.into_iter().enumerate() {
+            let earlier = machine.slots.iter().map(|slot| slot.config.name.as_str());
+            let refused = config::validate(&config, earlier, image.len() as u64).err();
+            if matches!(refused, Some(ConfigError::Name { .. } | ConfigError::DuplicateName(_))) {
+                // A name that is not one, or another's, must not stand in front of a line.
+                config.name = format!("vm-{index}");
+            }
             machine.console.add_vm(&config.name);
             machine.scheduler.add(config.weight);
             machine.slots.push(Slot { config, state: State::Ended { intended: false } });
-            let index = machine.slots.len() - 1;
-            machine.start(index);
+            match refused {
+                Some(why) => machine.ended(index, 0, &StopReason::Refused(format!("{why}"))),
+                None => machine.start(index),
+            }
         }
         machine
     }

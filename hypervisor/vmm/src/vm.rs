@@ -7,8 +7,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use lamina_arch::time::Tsc;
 
+use crate::acpi;
 use crate::chipset::{Chipset, ChipsetSetup};
-use crate::config::{Blob, VmConfig};
+use crate::config::{Blob, VmConfig, blob_bytes};
 use crate::console::Console;
 use crate::cpuid::{Cpuid, ModelInput};
 use crate::frames::FramePool;
@@ -167,13 +168,8 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
 }
 
 /// The bytes of `blob` in the bundle.
-fn bytes<'a>(image: &'a [u8], blob: &Blob, what: &str) -> Result<&'a [u8], String> {
-    let range = || {
-        let start = usize::try_from(blob.offset).ok()?;
-        let end = start.checked_add(usize::try_from(blob.length).ok()?)?;
-        image.get(start..end)
-    };
-    range().ok_or_else(|| format!("{what} is not inside the bundle"))
+fn part<'a>(image: &'a [u8], blob: Blob, what: &str) -> Result<&'a [u8], String> {
+    blob_bytes(image, blob).ok_or_else(|| format!("{what} is not inside the bundle"))
 }
 
 /// Writes firmware tables and the image into the VM's memory.
@@ -183,12 +179,14 @@ fn load_image<H: Host>(
     memory: &GuestMemory,
     host: &mut H,
 ) -> Result<InitialState, String> {
+    let tables = acpi::build(&[APIC_ID]);
+    tables.write(memory, host).map_err(|e| e.to_string())?;
     let modules = config
         .modules
         .iter()
-        .map(|m| Ok(Module { bytes: bytes(image, &m.blob, "a module")?, cmdline: &m.cmdline }))
+        .map(|m| Ok(Module { bytes: part(image, m.blob, "a module")?, cmdline: &m.cmdline }))
         .collect::<Result<Vec<_>, String>>()?;
-    let initrd = config.initrd.as_ref().map(|blob| bytes(image, blob, "the initrd")).transpose()?;
-    let args = LoadArgs { cmdline: &config.cmdline, initrd, modules: &modules, rsdp: None };
-    load::load(bytes(image, &config.kernel, "the kernel")?, &args, memory, host).map_err(|e| e.to_string())
+    let initrd = config.initrd.map(|blob| part(image, blob, "the initrd")).transpose()?;
+    let args = LoadArgs { cmdline: &config.cmdline, initrd, modules: &modules, rsdp: Some(tables.rsdp) };
+    load::load(part(image, config.kernel, "the kernel")?, &args, memory, host).map_err(|e| e.to_string())
 }

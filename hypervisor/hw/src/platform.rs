@@ -99,6 +99,12 @@ impl<B: Backend> Host for Platform<B> {
         interrupts::dispatch(vector);
     }
 
+    fn handle_nmi(&mut self) {
+        // Through the IDT: the handler's IRET also ends the blocking of NMIs that the exit began.
+        // SAFETY: vector 2 has a handler with a stack of its own, which returns.
+        unsafe { core::arch::asm!("int 2") };
+    }
+
     fn idle(&mut self, until: Option<Tsc>) {
         idle(until);
     }

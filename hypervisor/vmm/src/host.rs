@@ -50,6 +50,9 @@ pub trait Host: HostMemory {
     /// Handles an interrupt of the machine's that ended a guest's run.
     fn handle_interrupt(&mut self, vector: u8);
 
+    /// Handles a non-maskable interrupt of the machine's that ended a guest's run.
+    fn handle_nmi(&mut self);
+
     /// Halts the processor until an interrupt of the machine's has been handled, or until `until`.
     fn idle(&mut self, until: Option<Tsc>);
 

@@ -1,7 +1,7 @@
 //! Intel VMX: from enabling it to a virtual processor behind the seam.
 //!
-//! The way of an exit: [`entry`] saves the general-purpose registers, [`capture`] makes the only VMREADs that decoding
-//! needs, `lamina_arch::vmx::exit` decodes, the run loop decides, and [`resume`] makes the VMWRITEs of what changed.
+//! The way of an exit: `entry` saves the general-purpose registers, `capture` makes the only VMREADs that decoding
+//! needs, `lamina_arch::vmx::exit` decodes, the run loop decides, and `resume` makes the VMWRITEs of what changed.
 //! Never decides anything about a guest.
 
 pub mod bitmaps;

@@ -71,8 +71,10 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
             around.host.handle_interrupt(vector);
             Resume::SliceEnd
         }
-        // Counted by the machine's own NMI handler; nothing else is to be done.
-        Exit::HostNmi => Resume::Again,
+        Exit::HostNmi => {
+            around.host.handle_nmi();
+            Resume::Again
+        }
         Exit::InterruptWindow => {
             vm.interrupt_window = false;
             vm.vcpu.request_interrupt_window(false);

@@ -4,7 +4,7 @@
 //! memory, configuration, loaders, firmware tables, the scheduler and the console. Never executes a privileged
 //! instruction, never turns a guest's address into a pointer, never names a vendor: hardware comes in through the
 //! traits [`vcpu::Vcpu`], [`host::Host`] and [`chipset::Chipset`], so all of it runs on the host under test.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -17,8 +17,8 @@ pub mod console;
 pub mod cpuid;
 pub mod event;
 pub mod exit;
-#[cfg(test)]
-pub(crate) mod fake_memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake_memory;
 pub mod frames;
 pub mod host;
 pub mod insn;

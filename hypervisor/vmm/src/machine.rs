@@ -5,7 +5,11 @@
 //! the fakes of the tests.
 
 mod commands;
+#[cfg(any(test, feature = "testing"))]
+pub mod fakes;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -95,27 +99,35 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
     /// `quit`; 1 else. The last line stands on the serial port's ring then.
     pub fn run(mut self) -> (u32, H) {
         loop {
-            let now = self.host.now();
-            self.serve_console(now);
-            if let Some(status) = self.status_at_end() {
-                self.console.exit(status);
-                while self.console.has_output() {
-                    self.console.drain(&mut |bytes| self.host.serial_write(bytes));
-                    if self.console.has_output() {
-                        self.host.idle(None);
-                    }
-                }
+            if let Some(status) = self.step() {
                 return (status, self.host);
             }
-            self.wake_due(now);
-            match self.scheduler.pick(now) {
-                Some((index, until)) => self.run_vm(index, until),
-                None => {
-                    let deadline = self.next_event(None);
-                    self.host.idle(deadline);
+        }
+    }
+
+    /// One iteration of the loop; the machine's status when it has ended.
+    fn step(&mut self) -> Option<u32> {
+        let now = self.host.now();
+        self.serve_console(now);
+        if let Some(status) = self.status_at_end() {
+            self.console.exit(status);
+            while self.console.has_output() {
+                self.console.drain(&mut |bytes| self.host.serial_write(bytes));
+                if self.console.has_output() {
+                    self.host.idle(None);
                 }
             }
+            return Some(status);
         }
+        self.wake_due(now);
+        match self.scheduler.pick(now) {
+            Some((index, until)) => self.run_vm(index, until),
+            None => {
+                let deadline = self.next_event(None);
+                self.host.idle(deadline);
+            }
+        }
+        None
     }
 
     /// Makes VM `index` from its configuration and lets it run, or says why not.

@@ -1,0 +1,448 @@
+//! A virtual processor that follows a script.
+
+use std::boxed::Box;
+use std::vec::Vec;
+
+use lamina_arch::addr::Hpa;
+use lamina_arch::cr::{Cr4, Rflags};
+use lamina_arch::event::{Event, EventKind, Interruptibility};
+use lamina_arch::exit::Exit;
+use lamina_arch::hypercall;
+use lamina_arch::regs::{Gprs, SysReg};
+use lamina_arch::segment::{Segment, SegmentName};
+use lamina_arch::time::Tsc;
+
+use super::host::{SERIAL_VECTOR, World};
+use crate::frames::FrameSize;
+use crate::host::HostMemory;
+use crate::nested::ept::Ept;
+use crate::vcpu::{EntryFailure, Vcpu};
+
+/// What a guest does: asked for the next step whenever one is over.
+pub type Program = Box<dyn FnMut(&mut FakeVcpu) -> Step>;
+
+type Act = Box<dyn FnOnce(&mut FakeVcpu)>;
+
+enum Outcome {
+    Exit(Exit),
+    Refused(EntryFailure),
+    None,
+}
+
+/// What a guest does next: some time passes, registers and memory change, and then it exits or goes on.
+pub struct Step {
+    ticks: u64,
+    act: Option<Act>,
+    outcome: Outcome,
+    length: u8,
+    interrupted: Option<Event>,
+}
+
+impl Step {
+    const fn new(ticks: u64, outcome: Outcome) -> Step {
+        Step { ticks, act: None, outcome, length: 2, interrupted: None }
+    }
+
+    /// After one tick, an instruction of two bytes exits.
+    pub const fn exit(exit: Exit) -> Step {
+        Step::new(1, Outcome::Exit(exit))
+    }
+
+    /// The processor refuses to enter.
+    pub const fn refused(failure: EntryFailure) -> Step {
+        Step::new(0, Outcome::Refused(failure))
+    }
+
+    /// Computes for `ticks` and does not exit.
+    pub const fn compute(ticks: u64) -> Step {
+        Step::new(ticks, Outcome::None)
+    }
+
+    /// Does `act` in no time and does not exit: also the place to look at what the step before gave.
+    pub fn act(act: impl FnOnce(&mut FakeVcpu) + 'static) -> Step {
+        Step::new(0, Outcome::None).with(act)
+    }
+
+    /// `cli; jmp $`.
+    pub fn spin() -> Step {
+        Step::compute(u64::MAX)
+    }
+
+    /// The same, but after `ticks`.
+    #[must_use]
+    pub fn after(mut self, ticks: u64) -> Step {
+        self.ticks = ticks;
+        self
+    }
+
+    /// The same, with `act` done when the time is over, before the exit.
+    #[must_use]
+    pub fn with(mut self, act: impl FnOnce(&mut FakeVcpu) + 'static) -> Step {
+        let before = self.act.take();
+        self.act = Some(Box::new(move |cpu| {
+            if let Some(before) = before {
+                before(cpu);
+            }
+            act(cpu);
+        }));
+        self
+    }
+
+    /// The same, of an instruction of `length` bytes.
+    #[must_use]
+    pub fn length(mut self, length: u8) -> Step {
+        self.length = length;
+        self
+    }
+
+    /// The same, but the exit interrupts the delivery of `event`.
+    #[must_use]
+    pub fn interrupting(mut self, event: Event) -> Step {
+        self.interrupted = Some(event);
+        self
+    }
+}
+
+/// A guest that does `steps` one after another and then spins with interrupts as they are.
+pub fn script(steps: impl IntoIterator<Item = Step>) -> Program {
+    let mut steps: std::collections::VecDeque<Step> = steps.into_iter().collect();
+    Box::new(move |_| steps.pop_front().unwrap_or_else(Step::spin))
+}
+
+/// What was asked of one virtual processor.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// Events delivered to the guest, and when. Machine's TSC.
+    pub delivered: Vec<(Tsc, Event)>,
+    /// RIP after each instruction that the hypervisor finished.
+    pub advanced: Vec<u64>,
+    /// Interrupt windows requested (true) and given up (false), where that changed something.
+    pub interrupt_windows: Vec<bool>,
+    /// NMI windows requested (true) and given up (false), where that changed something.
+    pub nmi_windows: Vec<bool>,
+    /// The deadline of each entry.
+    pub deadlines: Vec<Tsc>,
+    /// How often it came in.
+    pub loads: u32,
+    /// How often it went out.
+    pub unloads: u32,
+    /// Page-directory pointers set.
+    pub pdptes: Vec<[u64; 4]>,
+    /// How often the translations of the guest's own paging were forgotten.
+    pub linear_invalidations: u32,
+    /// How often the translations of the nested tables were forgotten.
+    pub nested_invalidations: u32,
+    /// The guest's TSC minus the machine's.
+    pub tsc_offset: i64,
+    /// CR4 bits that need no exit.
+    pub allowed_cr4: Option<Cr4>,
+}
+
+/// The scripted processor.
+///
+/// Interrupt handlers are over in no time: an event that is injected is recorded, and the guest goes on where it was,
+/// RFLAGS.IF unchanged. An NMI blocks others until [`FakeVcpu::nmi_blocked`] is cleared by the script.
+pub struct FakeVcpu {
+    id: u16,
+    world: World,
+    program: Option<Program>,
+    step: Option<Step>,
+    gprs: Gprs,
+    registers: [u64; 32],
+    segments: [Segment; 8],
+    /// In the one-instruction shadow of STI or MOV SS.
+    pub shadow: bool,
+    /// An NMI is being handled.
+    pub nmi_blocked: bool,
+    /// Events delivered since the script last emptied this.
+    pub delivered: Vec<Event>,
+    event: Option<Event>,
+    interrupted: Option<Event>,
+    length: Option<u8>,
+    interrupt_window: bool,
+    nmi_window: bool,
+    root: Option<Hpa>,
+    loaded: bool,
+}
+
+impl FakeVcpu {
+    pub(super) fn new(id: u16, world: World, program: Program) -> FakeVcpu {
+        FakeVcpu {
+            id,
+            world,
+            program: Some(program),
+            step: None,
+            gprs: Gprs([0x5a5a; 16]),
+            registers: [0; 32],
+            segments: [Segment::default(); 8],
+            shadow: false,
+            nmi_blocked: false,
+            delivered: Vec::new(),
+            event: None,
+            interrupted: None,
+            length: None,
+            interrupt_window: false,
+            nmi_window: false,
+            root: None,
+            loaded: false,
+        }
+    }
+
+    /// The machine's time.
+    pub fn now(&self) -> Tsc {
+        self.world.now()
+    }
+
+    /// The world.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Sets RFLAGS.IF.
+    pub fn set_interrupts(&mut self, enabled: bool) {
+        let old = self.registers[SysReg::Rflags as usize] & !Rflags::IF.bits();
+        self.registers[SysReg::Rflags as usize] = if enabled { old | Rflags::IF.bits() } else { old };
+    }
+
+    /// Reads guest memory, as the guest does: through the nested tables.
+    ///
+    /// # Panics
+    /// Where the tables map nothing.
+    pub fn read_memory(&self, gpa: u64, length: usize) -> Vec<u8> {
+        (gpa..)
+            .take(length)
+            .map(|at| {
+                self.world.with(|w| {
+                    let mut byte = [0];
+                    w.memory.read(self.walk(&w.memory, at), &mut byte);
+                    byte[0]
+                })
+            })
+            .collect()
+    }
+
+    /// Writes guest memory, as the guest does: through the nested tables.
+    ///
+    /// # Panics
+    /// Where the tables map nothing.
+    pub fn write_memory(&mut self, gpa: u64, bytes: &[u8]) {
+        for (at, &byte) in (gpa..).zip(bytes) {
+            let hpa = self.world.with(|w| self.walk(&w.memory, at));
+            self.world.with_mut(|w| w.memory.write(hpa, &[byte]));
+        }
+    }
+
+    /// SDM vol. 3, "EPT Translation Mechanism".
+    fn walk(&self, memory: &impl HostMemory, gpa: u64) -> Hpa {
+        let mut table = self.root.expect("the nested root is set before the guest runs").0;
+        for shift in [39, 30, 21, 12] {
+            let entry = memory.read_u64(Hpa(table + (gpa >> shift & 0x1ff) * 8));
+            assert_eq!(entry & 7, 7, "the nested tables map {gpa:#x} for reading, writing and executing");
+            table = entry & 0x000f_ffff_ffff_f000;
+            if shift == 12 || entry & 0x80 != 0 {
+                let size = 1u64 << shift;
+                return Hpa(table & !(size - 1) | gpa & (size - 1));
+            }
+        }
+        unreachable!("the last level maps a page")
+    }
+
+    fn trace<T>(&self, change: impl FnOnce(&mut Trace) -> T) -> T {
+        self.world.with_mut(|w| change(w.traces.entry(self.id).or_default()))
+    }
+
+    fn enabled(&self) -> bool {
+        self.registers[SysReg::Rflags as usize] & Rflags::IF.bits() != 0
+    }
+
+    /// Delivers what was injected, as strict as a VM entry (SDM vol. 3, "Checks on Guest Non-Register State").
+    fn deliver(&mut self) {
+        let Some(event) = self.event.take() else { return };
+        match event.kind {
+            EventKind::External => assert!(self.enabled() && !self.shadow, "{event:?} cannot be taken now"),
+            EventKind::Nmi => {
+                assert!(!self.nmi_blocked && !self.shadow, "an NMI cannot be taken now");
+                self.nmi_blocked = true;
+            }
+            _ => {}
+        }
+        let now = self.now();
+        self.trace(|t| t.delivered.push((now, event)));
+        self.delivered.push(event);
+    }
+
+    fn next_step(&mut self) -> Step {
+        self.step.take().unwrap_or_else(|| {
+            let mut program = self.program.take().expect("a program does not run itself");
+            let step = program(self);
+            self.program = Some(program);
+            step
+        })
+    }
+
+    fn skip(&mut self, length: u8) {
+        assert!(self.event.is_none(), "an instruction is finished although an event is to be delivered first");
+        let rip = self.registers[SysReg::Rip as usize].wrapping_add(u64::from(length));
+        self.registers[SysReg::Rip as usize] = rip;
+        self.shadow = false;
+        self.trace(|t| t.advanced.push(rip));
+    }
+}
+
+impl Vcpu for FakeVcpu {
+    type Nested = Ept;
+
+    const HYPERCALL_INSTRUCTION: u32 = hypercall::INSTRUCTION_VMCALL;
+
+    fn nested_format(&self) -> Ept {
+        Ept { execute_only: false, largest: FrameSize::Size2M }
+    }
+
+    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure> {
+        assert!(self.loaded, "a vCPU runs that is not loaded");
+        assert!(self.root.is_some(), "a vCPU runs without nested tables");
+        self.trace(|t| t.deadlines.push(deadline));
+        self.interrupted = None;
+        self.length = None;
+        self.deliver();
+        loop {
+            if self.nmi_window && !self.nmi_blocked && !self.shadow {
+                return Ok(Exit::NmiWindow);
+            }
+            if self.interrupt_window && self.enabled() && !self.shadow {
+                return Ok(Exit::InterruptWindow);
+            }
+            let now = self.now();
+            let machine = self.world.with(|w| w.next_interrupt());
+            if machine.is_some_and(|at| at <= now) {
+                return Ok(Exit::HostInterrupt { vector: SERIAL_VECTOR });
+            }
+            if now >= deadline {
+                return Ok(Exit::SliceEnd);
+            }
+            let mut step = self.next_step();
+            let until = if self.shadow { now + 1 } else { machine.map_or(deadline, |at| at.min(deadline)) };
+            let available = until.since(now);
+            if step.ticks > available {
+                // Here the shadow ends: the instruction behind it took the tick.
+                self.shadow = false;
+                step.ticks = step.ticks.saturating_sub(available);
+                self.step = Some(step);
+                self.world.pass(available);
+                continue;
+            }
+            self.world.pass(step.ticks);
+            if let Some(act) = step.act {
+                act(self);
+            }
+            self.interrupted = step.interrupted;
+            self.length = Some(step.length);
+            match step.outcome {
+                Outcome::Exit(exit) => return Ok(exit),
+                Outcome::Refused(failure) => return Err(failure),
+                Outcome::None => {}
+            }
+        }
+    }
+
+    fn gprs(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+
+    fn read(&mut self, register: SysReg) -> u64 {
+        self.registers[register as usize]
+    }
+
+    fn write(&mut self, register: SysReg, value: u64) {
+        self.registers[register as usize] = value;
+    }
+
+    fn segment(&mut self, name: SegmentName) -> Segment {
+        self.segments[name as usize]
+    }
+
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        self.segments[name as usize] = segment;
+    }
+
+    fn advance(&mut self) {
+        let length = self.length.take().expect("only an instruction that exited can be finished, and once");
+        self.skip(length);
+    }
+
+    fn advance_by(&mut self, length: u8) {
+        assert!((1..=15).contains(&length), "no instruction has {length} bytes");
+        self.length = None;
+        self.skip(length);
+    }
+
+    fn interruptibility(&mut self) -> Interruptibility {
+        Interruptibility {
+            interrupts_enabled: self.enabled(),
+            shadow: self.shadow,
+            nmi_blocked: self.nmi_blocked,
+            event_pending: self.event.is_some(),
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        assert_eq!(self.event, None, "a second event is injected");
+        self.event = Some(event);
+    }
+
+    fn interrupted_event(&mut self) -> Option<Event> {
+        self.interrupted
+    }
+
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        if wanted != self.interrupt_window {
+            self.interrupt_window = wanted;
+            self.trace(|t| t.interrupt_windows.push(wanted));
+        }
+    }
+
+    fn request_nmi_window(&mut self, wanted: bool) {
+        if wanted != self.nmi_window {
+            self.nmi_window = wanted;
+            self.trace(|t| t.nmi_windows.push(wanted));
+        }
+    }
+
+    fn set_nested_root(&mut self, root: Hpa) {
+        self.root = Some(root);
+    }
+
+    fn invalidate_nested(&mut self) {
+        self.trace(|t| t.nested_invalidations += 1);
+    }
+
+    fn invalidate_linear(&mut self) {
+        self.trace(|t| t.linear_invalidations += 1);
+    }
+
+    fn allow_cr4(&mut self, bits: Cr4) {
+        self.trace(|t| t.allowed_cr4 = Some(bits));
+    }
+
+    fn set_pdptes(&mut self, entries: [u64; 4]) {
+        self.trace(|t| t.pdptes.push(entries));
+    }
+
+    fn set_tsc_offset(&mut self, offset: i64) {
+        self.trace(|t| t.tsc_offset = offset);
+    }
+
+    fn load(&mut self) {
+        self.world.with_mut(|w| assert_eq!(w.loaded.replace(self.id), None, "two vCPUs are loaded"));
+        self.loaded = true;
+        self.trace(|t| t.loads += 1);
+    }
+
+    fn unload(&mut self) {
+        if self.loaded {
+            self.world.with_mut(|w| w.loaded = None);
+            self.loaded = false;
+            self.trace(|t| t.unloads += 1);
+        }
+    }
+}

@@ -22,6 +22,11 @@ pub enum Exit {
     NmiWindow,
     /// An exception of the guest's that the hypervisor asked to see.
     Exception(Event),
+    /// #DB, which the hypervisor asked to see: not delivered yet, and DR6 does not show it yet.
+    Debug {
+        /// The bits of DR6 that it sets: B0 to B3, BD, BS.
+        dr6: u64,
+    },
     /// The guest could not deliver a double fault.
     TripleFault,
     /// CPUID.

@@ -116,6 +116,8 @@ pub enum SysReg {
     Cr3,
     /// CR4 as the guest reads it.
     Cr4,
+    /// Debug status.
+    Dr6,
     /// Debug control.
     Dr7,
     /// Extended features.

@@ -50,6 +50,9 @@ pub mod reason {
     pub const XRSTORS: u16 = 64;
 }
 
+/// Exit qualification for debug exceptions: B0 to B3, BD, BS, at their places in DR6.
+const DEBUG_STATUS: u64 = 0x600f;
+
 /// Bit 31 of the exit reason: the VM entry failed.
 pub const ENTRY_FAILURE: u32 = 1 << 31;
 
@@ -77,7 +80,7 @@ bitflags! {
 /// EPT violation 4.
 pub const fn needs(basic: u16) -> Needs {
     match basic {
-        reason::EXCEPTION_OR_NMI => Needs::INTERRUPTION.union(Needs::IDT_VECTORING),
+        reason::EXCEPTION_OR_NMI => Needs::INTERRUPTION.union(Needs::IDT_VECTORING).union(Needs::QUALIFICATION),
         reason::EXTERNAL_INTERRUPT => Needs::INTERRUPTION,
         reason::TASK_SWITCH => Needs::QUALIFICATION.union(Needs::IDT_VECTORING),
         reason::CONTROL_REGISTER => Needs::QUALIFICATION,
@@ -175,6 +178,10 @@ fn decode_exception(c: &Captured) -> Option<Exit> {
     let event = interruption::decode(c.interruption, c.interruption_error, c.instruction_length)?;
     Some(match event.kind {
         EventKind::Nmi => Exit::HostNmi,
+        // INT1 sets nothing in DR6: it is delivered as what it is.
+        EventKind::HardwareException if event.vector == vector::DB => {
+            Exit::Debug { dr6: c.qualification & DEBUG_STATUS }
+        }
         _ => Exit::Exception(event),
     })
 }
@@ -230,11 +237,6 @@ fn decode_ept_violation(c: &Captured) -> NestedFault {
         table_walk: linear_valid && q & 1 << 8 == 0,
         linear: linear_valid.then_some(Gla(c.guest_linear)),
     }
-}
-
-/// Whether an exception is one that a guest could use to hold the processor in its delivery (#DB, #AC).
-pub const fn can_loop_in_delivery(vector: u8) -> bool {
-    matches!(vector, vector::DB | vector::AC)
 }
 
 #[cfg(test)]
@@ -316,6 +318,16 @@ mod tests {
         assert_eq!(decode(&c), Exit::HostNmi);
         let c = Captured { reason: 0, interruption: 0x8000_0b0e, interruption_error: 7, ..Captured::default() };
         assert_eq!(decode(&c), Exit::Exception(Event::exception(14, Some(7))));
+    }
+
+    #[test]
+    fn a_debug_exception_tells_what_it_would_set() {
+        let mut c = Captured { interruption: 0x8000_0301, qualification: 0x001f_ffff, ..Captured::default() };
+        assert_eq!(decode(&c), Exit::Debug { dr6: 0x600f });
+        c.interruption = 0x8000_0501;
+        c.instruction_length = 1;
+        let kind = EventKind::PrivilegedSoftwareException;
+        assert_eq!(decode(&c), Exit::Exception(Event { kind, vector: 1, error: None, length: 1 }));
     }
 
     #[test]

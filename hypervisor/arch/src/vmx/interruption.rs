@@ -26,6 +26,11 @@ pub const fn encode(event: &Event) -> u32 {
     VALID | error | type_code(event.kind) << 8 | event.vector as u32
 }
 
+/// Whether the field holds a software event, whose instruction length counts.
+pub const fn is_software(information: u32) -> bool {
+    information & VALID != 0 && matches!(information >> 8 & 7, 4..=6)
+}
+
 /// The event in an interruption-information field of a VM exit or of IDT vectoring; `None` where the field holds
 /// none, or a type that the manual reserves.
 pub const fn decode(information: u32, error: u32, length: u32) -> Option<Event> {
@@ -41,15 +46,11 @@ pub const fn decode(information: u32, error: u32, length: u32) -> Option<Event> 
         6 => EventKind::SoftwareException,
         _ => return None,
     };
-    let software = matches!(
-        kind,
-        EventKind::SoftwareInterrupt | EventKind::PrivilegedSoftwareException | EventKind::SoftwareException
-    );
     Some(Event {
         kind,
         vector: (information & 0xff) as u8,
         error: if information & ERROR_CODE_VALID != 0 { Some(error) } else { None },
-        length: if software { (length & 0xf) as u8 } else { 0 },
+        length: if is_software(information) { (length & 0xf) as u8 } else { 0 },
     })
 }
 

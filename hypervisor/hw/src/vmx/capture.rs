@@ -2,7 +2,7 @@
 
 use lamina_arch::vmx::exit::{Captured, Needs, needs};
 use lamina_arch::vmx::field;
-use lamina_arch::vmx::interruption::{ERROR_CODE_VALID, VALID};
+use lamina_arch::vmx::interruption::{ERROR_CODE_VALID, VALID, is_software};
 
 use super::vmcs::Current;
 
@@ -25,6 +25,9 @@ pub fn capture(vmcs: &Current<'_>) -> Captured {
         c.interruption = vmcs.read(field::EXIT_INTERRUPTION_INFORMATION);
         if c.interruption & (VALID | ERROR_CODE_VALID) == VALID | ERROR_CODE_VALID {
             c.interruption_error = vmcs.read(field::EXIT_INTERRUPTION_ERROR_CODE);
+        }
+        if is_software(c.interruption) {
+            c.instruction_length = vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
         }
     }
     if needs.contains(Needs::IDT_VECTORING) {

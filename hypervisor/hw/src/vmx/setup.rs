@@ -32,9 +32,9 @@ pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16) {
     vmcs.write(field::IO_BITMAP_A, shared.io_bitmap_a.hpa().0);
     vmcs.write(field::IO_BITMAP_B, shared.io_bitmap_b.hpa().0);
     vmcs.write(field::MSR_BITMAP, shared.msr_bitmap.hpa().0);
-    // #AC can be made to recur in its own delivery without an instruction in between; seen here and injected, each
-    // recurrence is an exit. Everything else is the guest's own affair.
-    vmcs.write(field::EXCEPTION_BITMAP, 1 << vector::AC);
+    // #AC and #DB can be made to recur in their own delivery without an instruction in between; seen here and injected,
+    // each recurrence is an exit. Everything else is the guest's own affair.
+    vmcs.write(field::EXCEPTION_BITMAP, 1 << vector::AC | 1 << vector::DB);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR3_TARGET_COUNT, 0);

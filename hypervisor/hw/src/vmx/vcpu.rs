@@ -46,6 +46,9 @@ const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
 /// Interruptibility state: blocking by NMI.
 const BLOCKING_BY_NMI: u32 = 1 << 3;
 
+/// Where DR6 is among the debug registers that are switched.
+const DR6: usize = 4;
+
 /// MSRs that move when another vCPU comes in.
 const SWITCHED: [u32; 6] =
     [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GS_BASE, msr::IA32_TSC_AUX];
@@ -217,6 +220,13 @@ impl Vcpu for VmxVcpu {
                 }
             }
             SysReg::Cr3 => self.slot(Slot::Cr3),
+            SysReg::Dr6 => {
+                if self.loaded {
+                    read_debug()[DR6]
+                } else {
+                    self.debug[DR6]
+                }
+            }
             SysReg::Cr4 => {
                 let forced = CR4_FORCED.bits();
                 self.slot(Slot::Cr4) & !forced | self.slot(Slot::Cr4Shadow) & forced
@@ -266,6 +276,15 @@ impl Vcpu for VmxVcpu {
                 }
             }
             SysReg::Cr3 => self.cache.write(Slot::Cr3, value),
+            SysReg::Dr6 => {
+                if self.loaded {
+                    self.debug = read_debug();
+                }
+                self.debug[DR6] = value;
+                if self.loaded {
+                    write_debug(&self.debug);
+                }
+            }
             SysReg::Cr4 => {
                 self.cache.write(Slot::Cr4, value | CR4_FORCED.bits());
                 self.cache.write(Slot::Cr4Shadow, value);

@@ -10,7 +10,7 @@ mod linear;
 mod mmio;
 mod msr;
 
-use lamina_arch::event::GuestFault;
+use lamina_arch::event::{Event, GuestFault, vector};
 use lamina_arch::exit::Exit;
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::time::Tsc;
@@ -34,6 +34,8 @@ pub enum Resume {
     Again,
     /// The guest's fault: it gets an exception.
     Inject(GuestFault),
+    /// The exception that the exit was for goes on its way.
+    Deliver(Event),
     /// HLT: go past it and wait for an interrupt.
     Halt,
     /// Go past the instruction and give up the rest of the time slice.
@@ -92,7 +94,8 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
         Exit::Pause => Resume::Yield,
         Exit::Undefined => Resume::Inject(GuestFault::UD),
         Exit::Forbidden => Resume::Inject(GuestFault::GP0),
-        Exit::Exception(event) => Resume::Inject(GuestFault { vector: event.vector, error: event.error, cr2: None }),
+        Exit::Exception(event) => Resume::Deliver(event),
+        Exit::Debug { dr6 } => debug(vm, dr6),
         Exit::TripleFault => Resume::Stop(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) }),
         Exit::NestedMisconfiguration { gpa } => Resume::Stop(StopReason::NestedMisconfiguration { gpa }),
         Exit::TaskSwitch { selector } => {
@@ -102,6 +105,22 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
             Resume::Stop(StopReason::UnknownExit { reason, qualification, rip: vm.vcpu.read(SysReg::Rip) })
         }
     }
+}
+
+/// #DB: what the processor would have done to the debug registers, then its delivery (SDM vol. 3, "Debug Exception
+/// (#DB)—Interrupt Vector 1").
+fn debug<V: Vcpu, C>(vm: &mut Vm<V, C>, status: u64) -> Resume {
+    /// DR6: B0 to B3 tell of the last exception alone; BD and BS stay until software clears them.
+    const BREAKPOINTS: u64 = 0xf;
+    /// DR7: general detect, which the delivery clears.
+    const GENERAL_DETECT: u64 = 1 << 13;
+    let dr6 = vm.vcpu.read(SysReg::Dr6) & !BREAKPOINTS | status;
+    vm.vcpu.write(SysReg::Dr6, dr6);
+    let dr7 = vm.vcpu.read(SysReg::Dr7);
+    if dr7 & GENERAL_DETECT != 0 {
+        vm.vcpu.write(SysReg::Dr7, dr7 & !GENERAL_DETECT);
+    }
+    Resume::Inject(GuestFault { vector: vector::DB, error: None, cr2: None })
 }
 
 fn cpuid<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {

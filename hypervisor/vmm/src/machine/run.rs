@@ -81,7 +81,7 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         let resume = dispatch(vm, around, exit);
         // An event whose delivery was cut short is delivered again, unless a fault takes its place.
         if let Some(event) = interrupted
-            && !matches!(resume, Resume::Inject(_) | Resume::Stop(_) | Resume::Reset)
+            && !matches!(resume, Resume::Inject(_) | Resume::Deliver(_) | Resume::Stop(_) | Resume::Reset)
         {
             vm.vcpu.inject(event);
         }
@@ -93,6 +93,17 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
                 Ok(()) => {}
                 Err(reason) => return Left::Stopped(reason),
             },
+            Resume::Deliver(event) => {
+                let fault = GuestFault { vector: event.vector, error: event.error, cr2: None };
+                match combine(interrupted, fault) {
+                    // As itself, not as the fault: a software exception returns behind its instruction.
+                    Delivery::Event(second) if second.vector == event.vector => vm.vcpu.inject(event),
+                    Delivery::Event(double) => vm.vcpu.inject(double),
+                    Delivery::TripleFault => {
+                        return Left::Stopped(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) });
+                    }
+                }
+            }
             Resume::Halt => {
                 vm.vcpu.advance();
                 if let Some(left) = halt(vm) {

@@ -35,7 +35,6 @@ impl<T: Clone + 'static> Notes<T> {
         })
     }
 
-
     fn taken(&self) -> Vec<T> {
         self.0.borrow().clone()
     }

@@ -10,6 +10,8 @@ use super::{Machine, State};
 use crate::vm::Vm;
 
 mod ends;
+mod events;
+mod time;
 
 type Fake = Machine<'static, FakeHost, FakeChipset>;
 
@@ -33,6 +35,10 @@ impl<T: Clone + 'static> Notes<T> {
             let value = look(cpu);
             notes.borrow_mut().push(value);
         })
+    }
+
+    fn push(&self, value: T) {
+        self.0.borrow_mut().push(value);
     }
 
     fn taken(&self) -> Vec<T> {

@@ -193,6 +193,11 @@ impl FakeVcpu {
         self.world.now()
     }
 
+    /// What RDTSC gives.
+    pub fn tsc(&self) -> u64 {
+        self.now().0.wrapping_add_signed(self.trace(|t| t.tsc_offset))
+    }
+
     /// The world.
     pub fn world(&self) -> &World {
         &self.world
@@ -332,6 +337,9 @@ impl Vcpu for FakeVcpu {
                 continue;
             }
             self.world.pass(step.ticks);
+            if step.ticks > 0 && matches!(step.outcome, Outcome::None) {
+                self.shadow = false;
+            }
             if let Some(act) = step.act {
                 act(self);
             }

@@ -16,13 +16,16 @@ pub const PM_TIMER_HZ: u64 = 3_579_545;
 pub const BLOCK_SIZE: u8 = 12;
 
 bitflags! {
-    /// PM1 status and enable registers: what this PC has of them.
+    /// PM1 status and enable registers. Only the timer's event ever happens; the enable bits of the others are kept as
+    /// written all the same, because a guest that reads one back cleared takes the event for broken.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Pm1: u16 {
         /// The timer's bit 31 changed.
         const TIMER = 1 << 0;
         const GLOBAL = 1 << 5;
         const POWER_BUTTON = 1 << 8;
+        const SLEEP_BUTTON = 1 << 9;
+        const RTC = 1 << 10;
     }
 }
 
@@ -163,6 +166,16 @@ mod tests {
         assert_eq!(pm.write(deadline, 0, &[1, 0]), Signal::None);
         assert!(!pm.sci());
         assert_eq!(pm.next_deadline(), Some(Tsc(5000 + 1000 * (2 << 31))));
+    }
+
+    #[test]
+    fn every_fixed_event_can_be_enabled_and_none_but_the_timers_happens() {
+        let mut pm = pm();
+        assert_eq!(pm.write(Tsc(5000), 2, &[0xff, 0xff]), Signal::None);
+        assert_eq!(u16::from_le_bytes(read(&mut pm, 5000, 2)), 0x0721);
+        assert!(!pm.sci());
+        assert_eq!(pm.write(Tsc(5000), 3, &[0x04]), Signal::None);
+        assert_eq!(u16::from_le_bytes(read(&mut pm, 5000, 2)), 0x0421);
     }
 
     #[test]

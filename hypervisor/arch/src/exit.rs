@@ -74,6 +74,113 @@ pub enum Exit {
     },
 }
 
+/// The kinds of exits, as they are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Interrupt of the machine.
+    HostInterrupt,
+    /// NMI of the machine.
+    HostNmi,
+    /// End of slice or deadline.
+    SliceEnd,
+    /// Interrupt or NMI window.
+    Window,
+    /// Exception.
+    Exception,
+    /// CPUID.
+    Cpuid,
+    /// HLT.
+    Hlt,
+    /// PAUSE.
+    Pause,
+    /// Hypercall.
+    Hypercall,
+    /// RDMSR.
+    Rdmsr,
+    /// WRMSR.
+    Wrmsr,
+    /// Port access.
+    Io,
+    /// Control register.
+    Cr,
+    /// Device or unmapped memory.
+    Nested,
+    /// Other.
+    Other,
+}
+
+impl Kind {
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [Kind; 15] = [
+        Kind::HostInterrupt,
+        Kind::HostNmi,
+        Kind::SliceEnd,
+        Kind::Window,
+        Kind::Exception,
+        Kind::Cpuid,
+        Kind::Hlt,
+        Kind::Pause,
+        Kind::Hypercall,
+        Kind::Rdmsr,
+        Kind::Wrmsr,
+        Kind::Io,
+        Kind::Cr,
+        Kind::Nested,
+        Kind::Other,
+    ];
+
+    /// What to call it in a table.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::HostInterrupt => "interrupt of the machine",
+            Kind::HostNmi => "NMI of the machine",
+            Kind::SliceEnd => "end of slice or deadline",
+            Kind::Window => "interrupt or NMI window",
+            Kind::Exception => "exception",
+            Kind::Cpuid => "CPUID",
+            Kind::Hlt => "HLT",
+            Kind::Pause => "PAUSE",
+            Kind::Hypercall => "hypercall",
+            Kind::Rdmsr => "RDMSR",
+            Kind::Wrmsr => "WRMSR",
+            Kind::Io => "port access",
+            Kind::Cr => "control register",
+            Kind::Nested => "device or unmapped memory",
+            Kind::Other => "other",
+        }
+    }
+}
+
+impl Exit {
+    /// Its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Exit::HostInterrupt { .. } => Kind::HostInterrupt,
+            Exit::HostNmi => Kind::HostNmi,
+            Exit::SliceEnd => Kind::SliceEnd,
+            Exit::InterruptWindow | Exit::NmiWindow => Kind::Window,
+            Exit::Exception(_) | Exit::Debug { .. } => Kind::Exception,
+            Exit::Cpuid => Kind::Cpuid,
+            Exit::Hlt => Kind::Hlt,
+            Exit::Pause => Kind::Pause,
+            Exit::Hypercall => Kind::Hypercall,
+            Exit::Rdmsr => Kind::Rdmsr,
+            Exit::Wrmsr => Kind::Wrmsr,
+            Exit::Io(_) => Kind::Io,
+            Exit::Cr(_) => Kind::Cr,
+            Exit::NestedFault(_) | Exit::NestedMisconfiguration { .. } => Kind::Nested,
+            Exit::TripleFault
+            | Exit::CacheFlush
+            | Exit::Xsetbv
+            | Exit::Undefined
+            | Exit::Forbidden
+            | Exit::TaskSwitch { .. }
+            | Exit::Unknown { .. } => Kind::Other,
+        }
+    }
+}
+
 /// Width of an access. Unit: bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

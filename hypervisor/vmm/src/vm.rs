@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
 use crate::acpi;
@@ -23,15 +24,31 @@ use crate::vcpu::Vcpu;
 /// Local APIC ID of the one virtual processor.
 const APIC_ID: u8 = 0;
 
+/// What is counted of one kind of exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitCounter {
+    /// How many.
+    pub count: u64,
+    /// Time in the hypervisor from the exit until the next entry is made ready. Unit: ticks of the machine's TSC.
+    pub ticks: u64,
+}
+
 /// What is counted of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Exits to the hypervisor.
-    pub exits: u64,
+    /// Exits to the hypervisor, by [`Kind`].
+    pub exits: [ExitCounter; Kind::ALL.len()],
     /// Accesses to MSRs that are not emulated.
     pub msr_faults: u64,
     /// Interrupts injected.
     pub interrupts: u64,
+}
+
+impl Counters {
+    /// Exits of all kinds.
+    pub fn all_exits(&self) -> u64 {
+        self.exits.iter().map(|counter| counter.count).sum()
+    }
 }
 
 /// A virtual machine.

@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 pub enum Command {
     /// List the VMs.
     Vms,
+    /// Tell the exits of the VM of this name (as typed: not checked).
+    Exits(String),
     /// Stop the VM of this name (as typed: not checked).
     Stop(String),
     /// Give the input to the VM of this name (as typed: not checked).
@@ -43,9 +45,14 @@ enum Action {
     WithArgument(&'static str, fn(String) -> Command),
 }
 
-const COMMANDS: [Entry; 5] = [
+const COMMANDS: [Entry; 6] = [
     Entry { name: "help", action: Action::Help, help: "list the commands" },
     Entry { name: "vms", action: Action::Plain(|| Command::Vms), help: "list the virtual machines" },
+    Entry {
+        name: "exits",
+        action: Action::WithArgument("NAME", Command::Exits),
+        help: "count a virtual machine's exits by reason",
+    },
     Entry { name: "stop", action: Action::WithArgument("NAME", Command::Stop), help: "stop a virtual machine" },
     Entry {
         name: "attach",

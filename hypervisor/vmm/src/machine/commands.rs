@@ -2,6 +2,8 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
@@ -9,12 +11,18 @@ use crate::chipset::Chipset;
 use crate::console::Command;
 use crate::host::Host;
 use crate::stop::StopReason;
+use crate::vm::ExitCounter;
 
 impl<H: Host, C: Chipset> Machine<'_, H, C> {
     /// Does what `command` asks.
     pub(super) fn command(&mut self, command: &Command, now: Tsc) {
         match command {
             Command::Vms => self.list(now),
+            Command::Exits(name) => {
+                if let Some(index) = self.alive(name) {
+                    self.exits(index);
+                }
+            }
             Command::Stop(name) => {
                 if let Some(index) = self.alive(name) {
                     self.stop(index, &StopReason::Console);
@@ -41,14 +49,34 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
         None
     }
 
+    /// A line for each kind of exit that VM `index` has had, the most frequent first.
+    fn exits(&mut self, index: usize) {
+        let State::Alive(vm) = &self.slots[index].state else { return };
+        let counters = vm.counters;
+        let mut rows: Vec<(Kind, ExitCounter)> = Kind::ALL.into_iter().zip(counters.exits).collect();
+        rows.retain(|(_, counter)| counter.count > 0);
+        rows.sort_by_key(|(_, counter)| core::cmp::Reverse(counter.count));
+        self.console.reply("EXIT                            COUNT   TICKS-EACH        TICKS");
+        for (kind, counter) in rows {
+            let each = counter.ticks / counter.count;
+            self.console.reply(&format!("{:<27} {:>9} {each:>12} {:>12}", kind.name(), counter.count, counter.ticks));
+        }
+        self.console.reply(&format!(
+            "{} exits, {} interrupts injected, {} accesses to MSRs that are not emulated",
+            counters.all_exits(),
+            counters.interrupts,
+            counters.msr_faults
+        ));
+    }
+
     /// A line for each VM.
     fn list(&mut self, now: Tsc) {
         let hz = self.host.tsc_frequency();
         self.console.reply("NAME                             STATE      MEMORY  CPU-SECONDS      EXITS");
         for (index, slot) in self.slots.iter().enumerate() {
             let (state, exits) = match &slot.state {
-                State::Alive(vm) if self.scheduler.is_runnable(index) => ("running", vm.counters.exits),
-                State::Alive(vm) => ("waiting", vm.counters.exits),
+                State::Alive(vm) if self.scheduler.is_runnable(index) => ("running", vm.counters.all_exits()),
+                State::Alive(vm) => ("waiting", vm.counters.all_exits()),
                 State::Ended { .. } => ("stopped", 0),
             };
             let milliseconds = hz.ns_in_ticks(self.scheduler.ran(index)) / 1_000_000;

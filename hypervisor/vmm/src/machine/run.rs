@@ -2,6 +2,7 @@
 
 use lamina_arch::cr::Rflags;
 use lamina_arch::event::{Event, EventKind, GuestFault, vector};
+use lamina_arch::exit::Kind;
 use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
@@ -57,8 +58,12 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
 
 /// The loop around the guest.
 fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<'_, H>, limit: Tsc) -> Left {
+    let mut last: Option<(Kind, Tsc)> = None;
     loop {
         let now = around.host.now();
+        if let Some((kind, since)) = last {
+            vm.counters.exits[kind as usize].ticks += now.since(since);
+        }
         let mut deadline = limit;
         if let Some(timer) = vm.chipset.next_deadline() {
             let at = Tsc(now.since(vm.started));
@@ -76,7 +81,9 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             Ok(exit) => exit,
             Err(failure) => return Left::Stopped(StopReason::EntryFailed(failure)),
         };
-        vm.counters.exits += 1;
+        let kind = exit.kind();
+        last = Some((kind, around.host.now()));
+        vm.counters.exits[kind as usize].count += 1;
         let interrupted = vm.vcpu.interrupted_event();
         let resume = dispatch(vm, around, exit);
         // An event whose delivery was cut short is delivered again, unless a fault takes its place.

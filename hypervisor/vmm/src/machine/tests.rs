@@ -9,9 +9,13 @@ use super::fakes::*;
 use super::{Machine, State};
 use crate::vm::Vm;
 
+mod console;
 mod ends;
 mod events;
+mod hypercalls;
+mod processor;
 mod time;
+mod tsc;
 
 type Fake = Machine<'static, FakeHost, FakeChipset>;
 

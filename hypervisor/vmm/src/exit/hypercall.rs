@@ -26,8 +26,8 @@ pub fn call<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundi
     let (first, second) = (gprs.get(Gpr::Rdi) & mask, gprs.get(Gpr::Rsi) & mask);
     let mut resume = Resume::Advance;
     let result = match number & mask {
-        _ if !privileged => abi::EPERM,
         abi::NOP => 0,
+        _ if !privileged => abi::EPERM,
         abi::CONSOLE_WRITE => console_write(vm, around, Gpa(first), second),
         abi::YIELD => {
             resume = Resume::Yield;

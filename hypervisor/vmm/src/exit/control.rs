@@ -115,8 +115,8 @@ fn write_cr4<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64)
 
 /// Reads the four PDPTEs of PAE paging, as MOV to CR0 and CR4 do (SDM vol. 3, "PDPTE Registers").
 fn load_pdptes<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H) -> Result<(), GuestFault> {
-    /// Bits 2:1 and 8:5 are reserved, and so is everything above the address.
-    const RESERVED: u64 = 0xfff0_0000_0000_01e6;
+    // Bits 2:1 and 8:5 are reserved, and so is everything above the guest's physical-address width.
+    let reserved = 0x1e6 | u64::MAX << vm.cpuid.physical_bits().clamp(32, 52);
     let base = vm.vcpu.read(SysReg::Cr3) & 0xffff_ffe0;
     let mut entries = [0; 4];
     for (entry, at) in entries.iter_mut().zip((base..).step_by(8)) {
@@ -125,7 +125,7 @@ fn load_pdptes<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H) -> Result<(), Gues
             crate::bus::open_bus(&mut bytes);
         }
         *entry = u64::from_le_bytes(bytes);
-        if *entry & 1 != 0 && *entry & RESERVED != 0 {
+        if *entry & 1 != 0 && *entry & reserved != 0 {
             return Err(GuestFault::GP0);
         }
     }

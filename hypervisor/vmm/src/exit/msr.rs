@@ -4,6 +4,7 @@ use lamina_arch::cr::{Cr0, Efer};
 use lamina_arch::event::GuestFault;
 use lamina_arch::msr;
 use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::time::Tsc;
 
 use super::{Resume, chipset_now};
 use crate::chipset::Chipset;
@@ -22,10 +23,7 @@ pub fn read<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resum
     let index = vm.vcpu.gprs().get32(Gpr::Rcx);
     let now = chipset_now(vm, host);
     let value = match index {
-        msr::IA32_TSC_DEADLINE => {
-            // The chipset counts without what the guest added to its TSC.
-            vm.chipset.msr_read(now, index).map(|d| if d == 0 { 0 } else { d.wrapping_add(vm.msrs.tsc_adjust) })
-        }
+        msr::IA32_TSC_DEADLINE => read_deadline(vm, now),
         _ if is_apic(index) => vm.chipset.msr_read(now, index),
         msr::IA32_TIME_STAMP_COUNTER => Ok(now.0.wrapping_add(vm.msrs.tsc_adjust)),
         msr::IA32_EFER => Ok(vm.vcpu.read(SysReg::Efer)),
@@ -46,19 +44,10 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
     let value = vm.vcpu.gprs().edx_eax();
     let now = chipset_now(vm, host);
     let written = match index {
-        msr::IA32_TSC_DEADLINE => {
-            let deadline = if value == 0 { 0 } else { value.wrapping_sub(vm.msrs.tsc_adjust).max(1) };
-            vm.chipset.msr_write(now, index, deadline)
-        }
+        msr::IA32_TSC_DEADLINE => write_deadline(vm, now, value),
         _ if is_apic(index) => vm.chipset.msr_write(now, index, value),
-        msr::IA32_TIME_STAMP_COUNTER => {
-            vm.set_tsc_adjust(value.wrapping_sub(now.0));
-            Ok(())
-        }
-        msr::IA32_TSC_ADJUST => {
-            vm.set_tsc_adjust(value);
-            Ok(())
-        }
+        msr::IA32_TIME_STAMP_COUNTER => move_tsc(vm, now, value.wrapping_sub(now.0)),
+        msr::IA32_TSC_ADJUST => move_tsc(vm, now, value),
         msr::IA32_EFER => write_efer(vm, value),
         _ => vm.msrs.write(index, value),
     };
@@ -66,6 +55,30 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
         Ok(()) => Resume::Advance,
         Err(fault) => refused(vm, "WRMSR", index, fault),
     }
+}
+
+/// IA32_TSC_DEADLINE in the guest's time; 0 where it is not armed. The chipset counts without what the guest added to
+/// its TSC.
+fn read_deadline<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc) -> Result<u64, GuestFault> {
+    Ok(match vm.chipset.msr_read(now, msr::IA32_TSC_DEADLINE)? {
+        // Not armed, or so far away that no clock gets there.
+        never @ (0 | u64::MAX) => never,
+        deadline => deadline.wrapping_add(vm.msrs.tsc_adjust),
+    })
+}
+
+fn write_deadline<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc, value: u64) -> Result<(), GuestFault> {
+    // How far away it is counts: what is past is due now, and not when the difference has wrapped.
+    let left = value.saturating_sub(now.0.wrapping_add(vm.msrs.tsc_adjust));
+    let deadline = if value == 0 { 0 } else { (now + left).0.max(1) };
+    vm.chipset.msr_write(now, msr::IA32_TSC_DEADLINE, deadline)
+}
+
+/// Moves the guest's TSC. A deadline stays where it is on that clock, so it comes nearer or goes further away.
+fn move_tsc<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc, adjust: u64) -> Result<(), GuestFault> {
+    let deadline = read_deadline(vm, now)?;
+    vm.set_tsc_adjust(adjust);
+    if deadline == 0 { Ok(()) } else { write_deadline(vm, now, deadline) }
 }
 
 fn write_efer<V: Vcpu, C>(vm: &mut Vm<V, C>, value: u64) -> Result<(), GuestFault> {

@@ -19,8 +19,12 @@ use crate::setup::{self, apt, bochs::Firmware};
 const VARIABLE: &str = "LAMINA_BOCHS";
 /// The processor model: of those with VMX the only one that gets a stock Linux up in every version.
 const CPU_MODEL: &str = "corei7_skylake_x";
-/// Instructions per second of the machine's own time; its TSC runs at this rate.
+/// Instructions per second of the machine's own time, where that has nothing to do with the time on the wall; its TSC
+/// runs at this rate.
 const IPS: u32 = 100_000_000;
+/// The same for a person, for whom Bochs waits when it is ahead of the wall's time: what the built one achieves, or it
+/// would wait where it could work.
+const IPS_INTERACTIVE: u32 = 200_000_000;
 /// The packages of the packaged one.
 const PACKAGES: [&str; 4] = ["bochs", "bochsbios", "vgabios", "bochs-sdl"];
 /// Bochs keeps at most this much of a machine's memory in its own; more goes to a file. Unit: MiB.
@@ -106,6 +110,8 @@ impl Bochs {
             None => Command::new(&self.program),
         };
         command.arg("-q").arg("-f").arg(&configuration).current_dir(&machine.directory);
+        // Where it would look for what the configuration names by its full path; it warns when it is not told.
+        command.env("BXSHARE", &machine.directory);
         if self.debugger {
             let commands = machine.directory.join("debugger");
             fs::write(&commands, "c\n")?;
@@ -122,7 +128,11 @@ impl Bochs {
         let megabytes = machine.memory >> 20;
         let display = if self.debugger { "sdl2" } else { "nogui" };
         // Without a person, the machine's time is the instructions it has executed: the same run is the same run.
-        let clock = if machine.interactive { "slowdown" } else { "none" };
+        let (clock, ips) = match (machine.interactive, self.debugger) {
+            (false, _) => ("none", IPS),
+            (true, false) => ("slowdown", IPS_INTERACTIVE),
+            (true, true) => ("slowdown", IPS),
+        };
         let Machine { cpus, serial, image, .. } = machine;
         let Firmware { bios, vga } = &self.firmware;
         let mut text = String::new();
@@ -131,7 +141,7 @@ impl Bochs {
         }
         text = text.replace("log=", "log: ");
         writeln!(text, "display_library: {display}")?;
-        writeln!(text, "cpu: model={CPU_MODEL}, count={cpus}, ips={IPS}, reset_on_triple_fault=0")?;
+        writeln!(text, "cpu: model={CPU_MODEL}, count={cpus}, ips={ips}, reset_on_triple_fault=0")?;
         writeln!(text, "memory: guest={megabytes}, host={}", megabytes.min(HOST_MEMORY_MAX))?;
         writeln!(text, "clock: sync={clock}, time0=utc")?;
         writeln!(
@@ -143,7 +153,9 @@ impl Bochs {
         writeln!(text, "ata1: enabled=0")?;
         writeln!(text, "boot: disk")?;
         writeln!(text, "com1: enabled=1, mode=socket-client, dev=127.0.0.1:{serial}")?;
-        writeln!(text, "panic: action=fatal\nerror: action=report\ninfo: action=ignore\ndebug: action=ignore")?;
+        // Every access to a device that a guest thinks is there ends in an "error" of the processor's.
+        writeln!(text, "panic: action=fatal\nerror: action=report, cpu0=ignore")?;
+        writeln!(text, "info: action=ignore\ndebug: action=ignore")?;
         Ok(text)
     }
 }
@@ -192,7 +204,8 @@ pub(super) mod tests {
         assert!(text.contains("cylinders=3, heads=16, spt=63"));
         assert!(text.contains(&format!("log: \"{}/emulator.log\"", directory.path().display())), "{text}");
         machine.interactive = true;
-        assert!(any().configuration(&machine).unwrap().contains("clock: sync=slowdown"));
+        let text = any().configuration(&machine).unwrap();
+        assert!(text.contains("clock: sync=slowdown") && text.contains("ips=200000000"), "{text}");
     }
 
     #[test]

@@ -47,7 +47,13 @@ impl Transcript {
 /// colours and redraws its prompt. What a guest printed stays.
 fn clean(line: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(line).chars().filter(|c| *c != '\r').collect();
-    let text = skip_escapes(&text);
+    let mut text = skip_escapes(&text);
+    // The prompt stood there, and was erased for what follows.
+    while !text.starts_with('[')
+        && let Some((_, rest)) = text.split_once(ERASE_LINE)
+    {
+        text = skip_escapes(rest);
+    }
     let prefix = text.find(']').filter(|_| text.starts_with('['));
     match prefix {
         Some(end) => {
@@ -57,6 +63,9 @@ fn clean(line: &[u8]) -> String {
         None => text.to_owned(),
     }
 }
+
+/// Erase in line (ECMA-48, EL): all of it.
+const ERASE_LINE: &str = "\x1b[2K";
 
 /// Skips control sequences (ECMA-48, "Control sequences": CSI, parameters, a final byte) at the start.
 fn skip_escapes(mut text: &str) -> &str {
@@ -95,6 +104,8 @@ mod tests {
     #[test]
     fn the_consoles_own_escapes_go_and_the_guests_stay() {
         assert_eq!(clean(b"\x1b[2K\x1b[36m[debian]\x1b[0m ok\r"), "[debian] ok");
+        assert_eq!(clean(b"lamina> \r\x1b[2K\x1b[0;36m[debian]\x1b[0m ok\r"), "[debian] ok");
+        assert_eq!(clean(b"[debian] a\x1b[2K[b] c"), "[debian] a\x1b[2K[b] c");
         assert_eq!(clean(b"[debian] \x1b[32mok\x1b[0m"), "[debian] \x1b[32mok\x1b[0m");
         assert_eq!(clean(b"\x1b["), "\x1b[");
         assert_eq!(clean(b"[never closed"), "[never closed");

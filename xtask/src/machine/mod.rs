@@ -232,7 +232,8 @@ impl Machine {
         self.started.elapsed()
     }
 
-    /// For a failure: the transcript's last `lines` lines, and what the emulator had to say for itself.
+    /// For a failure: the transcript's last `lines` lines, and what the emulator had to say for itself where the
+    /// machine has not said it all.
     pub fn report(&self, lines: usize) -> String {
         let all = self.transcript.lines();
         let mut text: String = all[all.len().saturating_sub(lines)..].iter().map(|line| format!("{line}\n")).collect();
@@ -240,7 +241,9 @@ impl Machine {
             text.push_str(&partial);
             text.push('\n');
         }
-        text.push_str(&self.emulators_words());
+        if !matches!(self.stopped, Some(Stop::Ended(Verdict::Exit(_)))) {
+            text.push_str(&self.emulators_words());
+        }
         text
     }
 

@@ -8,59 +8,37 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::Event;
 use super::lines::Transcript;
 
-/// The line with which the hypervisor says that it takes input.
-pub const READY: &str = "[lamina] console ready";
-/// Input goes out anyway this long after the hypervisor's first line.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How the hypervisor's lines start. Before the first one it has set its port up; from then on the emulators hold back
+/// what it does not fetch.
+const FIRST_WORDS: &str = "[lamina] ";
 /// The real port's queue; more at once may be lost by a machine that is busy.
 const PIECE: usize = 16;
 /// The pause between two pieces.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// How far the machine has come, as far as its ear is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ear {
-    /// The hypervisor has not spoken.
-    Deaf,
-    /// It has spoken, then.
-    Starting(Instant),
-    /// It listens, or never will.
-    Open,
-}
-
-#[derive(Debug)]
+/// Holds input back until the machine listens.
+#[derive(Debug, Default)]
 struct Gate {
-    ear: Mutex<Ear>,
+    open: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Gate {
-    fn set(&self, ear: Ear) {
-        *self.ear.lock().unwrap_or_else(PoisonError::into_inner) = ear;
+    fn open(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
 
     fn wait(&self) {
-        let mut ear = self.ear.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let left = match *ear {
-                Ear::Open => return,
-                // Woken when that changes; the time is only an upper bound.
-                Ear::Deaf => Duration::from_secs(3600),
-                Ear::Starting(since) => match PATIENCE.checked_sub(since.elapsed()) {
-                    Some(left) if !left.is_zero() => left,
-                    _ => return,
-                },
-            };
-            ear = self.changed.wait_timeout(ear, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(open, |open| !*open));
     }
 }
 
@@ -106,7 +84,7 @@ fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>
     // Whoever waits for events learns from the channel's end that there will be none.
     let Ok((mut stream, _)) = listener.accept() else { return };
     drop(stream.set_nodelay(true));
-    let gate = Arc::new(Gate { ear: Mutex::new(Ear::Deaf), changed: Condvar::new() });
+    let gate = Arc::new(Gate::default());
     if let Ok(out) = stream.try_clone() {
         let gate = Arc::clone(&gate);
         thread::spawn(move || {
@@ -114,15 +92,16 @@ fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>
             write(out, &input);
         });
     }
-    let mut watch = Some(Watch::default());
+    let mut watched = Some(Transcript::default());
     let mut buffer = vec![0; 4096];
     // An error is an end like any other: the emulator was killed, say.
     while let Ok(length) = stream.read(&mut buffer) {
         let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
-        if let Some(found) = watch.as_mut().and_then(|watch| watch.push(bytes)) {
-            gate.set(found);
-            if found == Ear::Open {
-                watch = None;
+        if let Some(transcript) = &mut watched {
+            transcript.push(bytes);
+            if transcript.lines().iter().any(|line| line.starts_with(FIRST_WORDS)) {
+                gate.open();
+                watched = None;
             }
         }
         if events.send(Event::Serial(bytes.to_vec())).is_err() {
@@ -130,7 +109,7 @@ fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>
         }
     }
     drop(stream.shutdown(Shutdown::Both));
-    gate.set(Ear::Open);
+    gate.open();
     drop(events.send(Event::SerialClosed));
 }
 
@@ -145,43 +124,9 @@ fn write(mut out: TcpStream, input: &Receiver<Vec<u8>>) {
     }
 }
 
-/// Looks for the sign that the machine listens: the hypervisor says so, or a guest already speaks.
-#[derive(Default)]
-struct Watch {
-    transcript: Transcript,
-    seen: usize,
-    started: bool,
-}
-
-impl Watch {
-    fn push(&mut self, bytes: &[u8]) -> Option<Ear> {
-        self.transcript.push(bytes);
-        let new = self.transcript.lines().get(self.seen..).unwrap_or_default();
-        self.seen += new.len();
-        if new.iter().any(|line| line == READY || (line.starts_with('[') && !line.starts_with("[lamina]"))) {
-            return Some(Ear::Open);
-        }
-        if !self.started && new.iter().any(|line| line.starts_with("[lamina]")) {
-            self.started = true;
-            return Some(Ear::Starting(Instant::now()));
-        }
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn input_waits_for_the_hypervisor() {
-        let mut watch = Watch::default();
-        assert_eq!(watch.push(b"Booting from hard disk\n[lam"), None);
-        assert!(matches!(watch.push(b"ina] hello\n"), Some(Ear::Starting(_))));
-        assert_eq!(watch.push(b"[lamina] more\n"), None);
-        assert_eq!(watch.push(b"[lamina] console ready\r\n"), Some(Ear::Open));
-        assert_eq!(Watch::default().push(b"[lamina] hello\n[guest] hello\n"), Some(Ear::Open));
-    }
 
     #[test]
     fn bytes_go_both_ways_and_input_is_held_back() {
@@ -189,11 +134,12 @@ mod tests {
         let serial = Serial::listen(sender).unwrap();
         let mut machine = TcpStream::connect((Ipv4Addr::LOCALHOST, serial.port())).unwrap();
         serial.input().send(b"typed".to_vec()).unwrap();
+        machine.write_all(b"Booting\n[lamina]").unwrap();
         machine.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let mut buffer = [0; 5];
         assert!(machine.read(&mut buffer).is_err(), "input came before the machine listens");
         machine.set_read_timeout(None).unwrap();
-        machine.write_all(b"[lamina] console ready\n").unwrap();
+        machine.write_all(b" hello\n").unwrap();
         machine.read_exact(&mut buffer).unwrap();
         assert_eq!(&buffer, b"typed");
         drop(machine);
@@ -205,6 +151,6 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(received, b"[lamina] console ready\n");
+        assert_eq!(received, b"Booting\n[lamina] hello\n");
     }
 }

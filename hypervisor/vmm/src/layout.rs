@@ -6,6 +6,8 @@ use lamina_arch::addr::Gpa;
 
 /// First byte of the legacy video and ROM area: ordinary memory ends here and goes on at [`HIGH_MEMORY`].
 pub const LOW_MEMORY_END: Gpa = Gpa(0xa_0000);
+/// Where adapters would have their ROMs; empty, and an empty ROM reads as all ones.
+pub const OPTION_ROMS: Gpa = Gpa(0xc_0000);
 /// Where the firmware tables (RSDP, XSDT, …) stand: guest memory, reserved in the memory map.
 pub const FIRMWARE_TABLES: Gpa = Gpa(0xe_0000);
 /// Size of the area for firmware tables. Unit: bytes.

@@ -21,7 +21,9 @@ use lamina_arch::addr::{Gpa, Hpa, PAGE_4K};
 
 use crate::frames::{FramePool, FrameSize};
 use crate::host::HostMemory;
-use crate::layout::{ABOVE_4G, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HIGH_MEMORY, LOW_MEMORY_END, PCI_HOLE};
+use crate::layout::{
+    ABOVE_4G, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HIGH_MEMORY, LOW_MEMORY_END, OPTION_ROMS, PCI_HOLE,
+};
 use crate::nested::{Access, EntryFormat, Flush, MapError, NestedTables, TableFrames};
 
 /// A run of guest-physical addresses.
@@ -123,6 +125,9 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// What is backed, sorted.
     extents: Vec<Extent>,
+    /// What reads as all ones and cannot be written, sorted: the empty ROMs of adapters. Firmware and kernels look
+    /// through all of it, so it is mapped and costs no exit.
+    empty: Vec<Extent>,
     /// What was taken from the pool.
     frames: Vec<(Hpa, FrameSize)>,
 }
@@ -155,6 +160,19 @@ pub fn e820_of(size: u64) -> impl Iterator<Item = E820Entry> {
     })
 }
 
+/// A page of an empty ROM.
+const EMPTY_PAGE: [u8; 4096] = [0xff; 4096];
+
+/// Adds an extent that lies behind all others.
+fn add_extent(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.gpa + last.length == extent.gpa && last.hpa + last.length == extent.hpa => {
+            last.length += extent.length;
+        }
+        _ => extents.push(extent),
+    }
+}
+
 impl GuestMemory {
     /// Takes and clears frames for `size` bytes of memory (a multiple of 4 KiB), in the largest frames that fit.
     ///
@@ -165,14 +183,20 @@ impl GuestMemory {
             return Err(AllocateError::Size(size));
         }
         let regions: Vec<Region> = regions_of(size).collect();
-        let mut memory = GuestMemory { size, regions, extents: Vec::new(), frames: Vec::new() };
-        // The legacy area is backed with the rest, so that a large frame can begin at 0; nobody can get at it.
+        let mut memory = GuestMemory { size, regions, extents: Vec::new(), empty: Vec::new(), frames: Vec::new() };
+        // The legacy area is backed with the rest, so that a large frame can begin at 0; of it, the guest can get at the
+        // empty ROMs only.
         let low = Region { start: Gpa(0), length: size.min(PCI_HOLE.0) };
         let high = Region { start: ABOVE_4G, length: size - low.length };
         let free = pool.free_bytes();
         if size > free || !memory.back(low, pool, host) || !memory.back(high, pool, host) {
             memory.release(pool);
             return Err(AllocateError::OutOfMemory { wanted: size, free });
+        }
+        for extent in &memory.empty {
+            for page in (0..extent.length).step_by(EMPTY_PAGE.len()) {
+                host.write(extent.hpa + page, &EMPTY_PAGE);
+            }
         }
         Ok(memory)
     }
@@ -189,26 +213,20 @@ impl GuestMemory {
             let Some((frame, size)) = taken else { return false };
             host.zero(frame, size.bytes());
             self.frames.push((frame, size));
-            for i in 0..self.regions.len() {
-                let region = self.regions[i];
+            let part = |region: &Region| {
                 let (start, end) = (at.max(region.start), (at + size.bytes()).min(region.end()));
-                if start < end {
-                    self.add_extent(Extent { gpa: start, hpa: frame + (start - at), length: end - start });
-                }
+                (start < end).then(|| Extent { gpa: start, hpa: frame + (start - at), length: end - start })
+            };
+            for extent in self.regions.iter().filter_map(part) {
+                add_extent(&mut self.extents, extent);
+            }
+            let roms = Region { start: OPTION_ROMS, length: FIRMWARE_TABLES - OPTION_ROMS };
+            if let Some(extent) = part(&roms) {
+                add_extent(&mut self.empty, extent);
             }
             at = at + size.bytes();
         }
         true
-    }
-
-    /// Adds an extent that lies behind all others.
-    fn add_extent(&mut self, extent: Extent) {
-        match self.extents.last_mut() {
-            Some(last) if last.gpa + last.length == extent.gpa && last.hpa + last.length == extent.hpa => {
-                last.length += extent.length;
-            }
-            _ => self.extents.push(extent),
-        }
     }
 
     /// Gives all frames back. Their content stays: whoever takes them next clears them. No processor may be able to
@@ -294,7 +312,7 @@ impl GuestMemory {
         e820_of(self.size)
     }
 
-    /// Maps all memory, with everything allowed.
+    /// Maps all memory, with everything allowed, and the empty ROMs to be read.
     ///
     /// # Errors
     /// [`MapError`]; what was mapped until then stays.
@@ -305,8 +323,9 @@ impl GuestMemory {
         frames: &mut impl TableFrames,
     ) -> Result<Flush, MapError> {
         let mut flush = Flush::default();
-        for extent in &self.extents {
-            flush = flush.and(tables.map(host, frames, extent.gpa, extent.hpa, extent.length, Access::RWX)?);
+        let writable = self.extents.iter().map(|extent| (extent, Access::RWX));
+        for (extent, access) in writable.chain(self.empty.iter().map(|extent| (extent, Access::R))) {
+            flush = flush.and(tables.map(host, frames, extent.gpa, extent.hpa, extent.length, access)?);
         }
         Ok(flush)
     }
@@ -359,7 +378,7 @@ mod tests {
         assert_eq!(size(0), Some(FrameSize::Size4K));
         assert_eq!(size(0x9_ffff), Some(FrameSize::Size4K));
         assert_eq!(size(0xa_0000), None);
-        assert_eq!(size(0xd_ffff), None);
+        assert_eq!(size(0xb_ffff), None);
         assert_eq!(size(0xe_0000), Some(FrameSize::Size4K));
         assert_eq!(size(0x10_0000), Some(FrameSize::Size4K));
         assert_eq!(size(PAGE_2M), Some(FrameSize::Size2M));
@@ -369,6 +388,20 @@ mod tests {
         tables.destroy(&host).acknowledge(&mut pool);
         memory.release(&mut pool);
         assert_eq!(pool.used(), 0);
+    }
+
+    #[test]
+    fn empty_roms_read_as_all_ones_and_cannot_be_written_or_run() {
+        let (mut pool, mut host) = machine(64 << 20);
+        let memory = GuestMemory::allocate(16 << 20, &mut pool, &mut host).unwrap();
+        let mut tables = NestedTables::new(EPT, &mut host, &mut pool).unwrap();
+        memory.map_into(&mut tables, &mut host, &mut pool).unwrap().acknowledge(&mut pool);
+        for gpa in (0xc_0000..0xe_0000).step_by(8) {
+            let found = tables.walk(&host, Gpa(gpa)).unwrap();
+            assert_eq!((found.access, host.read_u64(found.hpa)), (Access::R, u64::MAX), "{gpa:#x}");
+            assert!(!memory.is_memory(Gpa(gpa), 1));
+        }
+        assert_eq!(tables.walk(&host, Gpa(0xe_0000)).unwrap().access, Access::RWX);
     }
 
     #[test]

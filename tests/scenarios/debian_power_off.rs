@@ -8,7 +8,7 @@ pub const SCENARIO: Scenario =
 
 fn run(stage: &Stage) -> Result<()> {
     let mut machine = stage.boot(super::debian_reboot::DEBIAN)?;
-    machine.expect(r"^\[debian\] .*# $")?;
+    machine.expect(r"^\[debian\] \S+ # ")?;
     machine.type_line("attach debian");
     machine.type_line("poweroff -f");
     machine.expect(r"^\[lamina\] debian stopped: powered off \(status 0\)$")?;

@@ -17,12 +17,12 @@ pub const DEBIAN: &str = r#"
 
 fn run(stage: &Stage) -> Result<()> {
     let mut machine = stage.boot(DEBIAN)?;
-    machine.expect(r"^\[debian\] .*# $")?;
+    machine.expect(r"^\[debian\] \S+ # ")?;
     machine.type_line("attach debian");
     machine.type_line("touch /mark && ls /mark && reboot -f");
     machine.expect(r"^\[debian\] /mark$")?;
     machine.expect(r"^\[lamina\] debian reset$")?;
-    machine.expect(r"^\[debian\] .*# $")?;
+    machine.expect(r"^\[debian\] \S+ # ")?;
     // A reset detaches, and nothing is left of what was there before.
     machine.type_line("attach debian");
     machine.type_line("ls /mark; echo status $?");

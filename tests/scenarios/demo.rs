@@ -13,7 +13,7 @@ fn run(stage: &Stage) -> Result<()> {
     // Its boot takes seconds, in which the others went on.
     machine.check(between(&machine.lines("")?), || "the others did not run while Linux booted".to_owned())?;
     machine.expect(r"^\[debian\] .*busybox shell")?;
-    machine.expect(r"^\[debian\] .*# $")?;
+    machine.expect(r"^\[debian\] \S+ # ")?;
 
     machine.type_line("attach debian");
     machine.expect(r"^\[lamina\] attached to debian")?;

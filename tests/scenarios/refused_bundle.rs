@@ -10,6 +10,6 @@ fn run(stage: &Stage) -> Result<()> {
     // The description claims to be longer than the bundle is.
     bundle[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
     let mut machine = stage.boot_bundle(&bundle)?;
-    machine.expect(r"^\[lamina\] .*bundle")?;
+    machine.expect(r"^\[lamina\] .*the bundle cannot be read: its description of \d+ bytes is cut off")?;
     machine.ends(1)
 }

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::backend::Refusal;
 use crate::config::ConfigError;
 use crate::report::say;
-use crate::{image, run};
+use crate::{image, run, testing};
 
 /// Usage or configuration is wrong.
 const USAGE: u8 = 2;
@@ -35,6 +35,8 @@ enum Command {
     Run(run::Arguments),
     /// Make disk images for a real machine (BIOS and UEFI)
     Image(image::Arguments),
+    /// Run the host tests, then the boot scenarios
+    Test(testing::Arguments),
 }
 
 /// Does what the command line says.
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::command(&arguments),
         Command::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Test(arguments) => testing::command(&arguments),
     };
     result.unwrap_or_else(|error| {
         say(format_args!("error: {error:#}"));

@@ -22,3 +22,4 @@ pub mod run;
 pub mod session;
 pub mod setup;
 pub mod terminal;
+pub mod testing;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use lamina_vmm::config::{BLOB_ALIGN, Blob, Bundle, MAGIC, ModuleConfig, VmConfig};
+use lamina_vmm::config::{Blob, Bundle, ModuleConfig, VmConfig, encode};
 use lamina_vmm::load::{self, LoadArgs, LoadError, Part};
 
 use crate::config::{Config, ConfigError, Source, Vm, size};
@@ -93,44 +93,22 @@ fn sources(config: &Config) -> impl Iterator<Item = &Source> {
 /// # Errors
 /// The description cannot be encoded.
 pub fn pack(config: &Config, images: &Images, interactive: bool) -> Result<Vec<u8>> {
-    // The description holds the blobs' offsets, and its own length moves them: numbers are encoded shorter when they
-    // are smaller. Room is made until it fits; what is left of the room is padding.
-    let mut room = BLOB_ALIGN;
-    loop {
-        let (bundle, blobs) = lay_out(config, images, interactive, room);
-        let description = postcard::to_allocvec(&bundle).context("cannot encode the bundle")?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(u32::try_from(description.len()).context("the configuration is too long")?.to_le_bytes());
-        bytes.extend(0u32.to_le_bytes());
-        bytes.extend(&description);
-        if bytes.len() as u64 > room {
-            room += BLOB_ALIGN;
-            continue;
+    let mut unique: Vec<&Source> = Vec::new();
+    for source in sources(config) {
+        if !unique.contains(&source) {
+            unique.push(source);
         }
-        for (offset, image) in blobs {
-            bytes.resize(usize::try_from(offset)?, 0);
-            bytes.extend(image);
-        }
-        return Ok(bytes);
     }
+    let bytes: Vec<_> = unique.iter().map(|source| images.get(source)).collect();
+    let bundle = encode(&bytes, |blobs| describe(config, &unique, blobs, interactive));
+    bundle.context("cannot pack the virtual machines")
 }
 
-/// The description, and the blobs in the order of their offsets, the first at `start`.
-fn lay_out<'a>(config: &Config, images: &'a Images, interactive: bool, start: u64) -> (Bundle, Vec<(u64, &'a [u8])>) {
-    let mut next = start;
-    let mut placed: HashMap<&Source, Blob> = HashMap::new();
-    let mut blobs = Vec::new();
-    for source in sources(config) {
-        if !placed.contains_key(source) {
-            let image = images.get(source);
-            let length = image.len() as u64;
-            placed.insert(source, Blob { offset: next, length });
-            blobs.push((next, image));
-            next = (next + length).next_multiple_of(BLOB_ALIGN);
-        }
-    }
-    // Every source was placed above.
-    let blob = |source: &Source| placed.get(source).copied().unwrap_or(Blob { offset: start, length: 0 });
+/// The description of a configuration whose images are at `blobs`, in the order of `sources`.
+fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], interactive: bool) -> Bundle {
+    let placed: HashMap<_, _> = sources.iter().copied().zip(blobs.iter().copied()).collect();
+    // Every source of the configuration is among them.
+    let blob = |source: &Source| placed.get(source).copied().unwrap_or(Blob { offset: 0, length: 0 });
     let vms = config
         .vms
         .iter()
@@ -150,12 +128,14 @@ fn lay_out<'a>(config: &Config, images: &'a Images, interactive: bool, start: u6
             cpu: vm.cpu.clone(),
         })
         .collect();
-    (Bundle { interactive, log: config.log, vms }, blobs)
+    Bundle { interactive, log: config.log, vms }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use lamina_vmm::config::{blob_bytes, parse};
 
     use super::*;
 
@@ -172,19 +152,6 @@ mod tests {
             other => anyhow::bail!("no file: {other}"),
         });
         (config, images.unwrap())
-    }
-
-    fn unpack(bytes: &[u8]) -> Bundle {
-        assert_eq!(bytes[..8], MAGIC);
-        let length = u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
-        assert_eq!(bytes[12..16], [0; 4]);
-        postcard::from_bytes(&bytes[16..16 + length]).unwrap()
-    }
-
-    fn bytes(bundle: &[u8], blob: Blob) -> &[u8] {
-        assert!(blob.offset.is_multiple_of(BLOB_ALIGN));
-        let [offset, length] = [blob.offset, blob.length].map(|number| usize::try_from(number).unwrap());
-        &bundle[offset..][..length]
     }
 
     #[test]
@@ -211,31 +178,17 @@ mod tests {
             "#,
         );
         let packed = pack(&config, &images, true).unwrap();
-        let bundle = unpack(&packed);
+        let bundle = parse(&packed).unwrap();
         assert!(bundle.interactive);
         assert_eq!(bundle.log, lamina_vmm::config::LogLevel::Warn);
         let [a, b] = bundle.vms.as_slice() else { panic!("{bundle:?}") };
-        assert_eq!(bytes(&packed, a.kernel), elf(5000));
-        assert_eq!(bytes(&packed, a.initrd.unwrap()), b"ramdisk");
+        let bytes = |blob| blob_bytes(&packed, blob).unwrap();
+        assert_eq!(bytes(a.kernel), elf(5000));
+        assert_eq!(bytes(a.initrd.unwrap()), b"ramdisk");
         assert_eq!((a.cmdline.as_str(), a.memory, a.weight), ("x y", 8 << 20, 3));
         assert_eq!(a.kernel, b.kernel, "one image is packed once");
-        assert_eq!(bytes(&packed, b.modules[0].blob), [7; 4096]);
+        assert_eq!(bytes(b.modules[0].blob), [7; 4096]);
         assert_eq!(b.modules[0].cmdline, "m");
-    }
-
-    #[test]
-    fn a_long_description_moves_the_blobs() {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("kernel"), elf(100)).unwrap();
-        for length in [0, 3900, 4040, 4050, 4060, 9000] {
-            let cmdline = "c".repeat(length);
-            let text = format!("[[vm]]\nname = \"a\"\nkernel = \"kernel\"\ncmdline = \"{cmdline}\"");
-            let (config, images) = config(directory.path(), &text);
-            let packed = pack(&config, &images, false).unwrap();
-            let bundle = unpack(&packed);
-            assert_eq!(bundle.vms[0].cmdline, cmdline);
-            assert_eq!(bytes(&packed, bundle.vms[0].kernel), elf(100));
-        }
     }
 
     /// The smallest 64-bit ELF file that loads: one segment of `memory` bytes at 1 MiB, of which none are in the file.

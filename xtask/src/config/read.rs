@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lamina_vmm::config::{LogLevel, NAME_MAX, RESERVED_NAME};
+use lamina_vmm::config::{CPU_HOST, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vm, size};
@@ -54,12 +54,12 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn count(&mut self, key: &'static str, default: u32) -> Result<u32, ConfigError> {
+    fn count(&mut self, key: &'static str, default: u32, max: u32) -> Result<u32, ConfigError> {
         match self.take(key) {
             None => Ok(default),
             Some(Value::Integer(number)) => match u32::try_from(number) {
-                Ok(number) if number > 0 => Ok(number),
-                _ => Err(self.refuse(key, number, format!("must be from 1 to {}", u32::MAX))),
+                Ok(number) if (1..=max).contains(&number) => Ok(number),
+                _ => Err(self.refuse(key, number, format!("must be from 1 to {max}"))),
             },
             Some(other) => Err(self.refuse(key, other, "must be a whole number")),
         }
@@ -152,8 +152,8 @@ fn lamina(mut section: Section<'_>) -> Result<LogLevel, ConfigError> {
 fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigError> {
     let mut section = Section::new(file, format!("[[vm]] number {}", index + 1), table);
     let name = section.text("name")?.ok_or_else(|| section.missing("name", "every VM has a name"))?;
-    if let Err(reason) = check_name(&name) {
-        return Err(section.refuse("name", Value::String(name), reason));
+    if let Err(error) = validate_name(&name) {
+        return Err(section.refuse("name", Value::String(name), error.to_string()));
     }
     section.name = format!("[[vm]] {name:?}");
 
@@ -182,14 +182,14 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
         modules,
         cmdline: section.text("cmdline")?.unwrap_or_default(),
         memory: memory(&mut section)?,
-        vcpus: section.count("vcpus", 1)?,
-        weight: section.count("weight", DEFAULT_WEIGHT)?,
-        cpu: section.text("cpu")?.unwrap_or_else(|| "host".to_owned()),
+        vcpus: section.count("vcpus", 1, u32::MAX)?,
+        weight: section.count("weight", DEFAULT_WEIGHT, WEIGHT_MAX)?,
+        cpu: section.text("cpu")?.unwrap_or_else(|| CPU_HOST.to_owned()),
     };
     if vm.vcpus != 1 {
         return Err(section.refuse("vcpus", vm.vcpus, "not supported yet: a VM has one processor for now"));
     }
-    if vm.cpu != "host" {
+    if vm.cpu != CPU_HOST {
         return Err(section.refuse("cpu", Value::String(vm.cpu), "not supported yet: only \"host\" for now"));
     }
     section.finish()?;
@@ -209,22 +209,11 @@ fn memory(section: &mut Section<'_>) -> Result<u64, ConfigError> {
         Some(bytes) if !bytes.is_multiple_of(PAGE) => {
             Err(section.refuse("memory", value, "not a multiple of 4K, the size of a page"))
         }
+        Some(bytes) if bytes > MEMORY_MAX => {
+            let reason = format!("more than {}, which is the most", size::format(MEMORY_MAX));
+            Err(section.refuse("memory", value, reason))
+        }
         Some(bytes) => Ok(bytes),
-    }
-}
-
-fn check_name(name: &str) -> Result<(), String> {
-    let mut bytes = name.bytes();
-    let first = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
-    let rest = bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if name == RESERVED_NAME {
-        Err("reserved: this is the hypervisor's own prefix on the console".to_owned())
-    } else if name.len() > NAME_MAX {
-        Err(format!("longer than {NAME_MAX} characters"))
-    } else if !first || !rest {
-        Err("must match [a-z][a-z0-9-]{0,30}".to_owned())
-    } else {
-        Ok(())
     }
 }
 

@@ -101,6 +101,7 @@ fn memory_sizes() {
     refused(one("memory = \"5000\""), &["memory = \"5000\"", "multiple of 4K"]);
     refused(one("memory = \"1X\""), &["memory = \"1X\"", "not a size"]);
     refused(one("memory = -4096"), &["memory = -4096", "not a size"]);
+    refused(one("memory = \"16777215T\""), &["memory = \"16777215T\"", "which is the most"]);
     refused(one("memory = 1.5"), &["memory = 1.5", "not a size"]);
 }
 
@@ -137,6 +138,8 @@ fn types_and_what_is_not_there_yet() {
     refused(one("cmdline = \"a\\u0000b\""), &["cmdline = ", "NUL"]);
     refused(one("vcpus = 2"), &["vcpus = 2", "not supported yet"]);
     refused(one("vcpus = 0"), &["vcpus = 0", "from 1"]);
+    refused(one("weight = 0"), &["weight = 0", "from 1"]);
+    refused(one("weight = 4294967295"), &["weight = 4294967295", "from 1"]);
     refused(one("weight = \"x\""), &["weight = \"x\"", "whole number"]);
     refused(one("cpu = \"nehalem\""), &["cpu = \"nehalem\"", "not supported yet"]);
     refused(one("modules = 1"), &["modules = 1", "list of tables"]);

@@ -66,6 +66,10 @@ pub fn execute<V: Vcpu>(vcpu: &mut V, instruction: &Instruction, operand: &mut d
     }
     let width = Width::from_bytes(instruction.memory_size().size()).ok_or(Refused::Unsupported)?;
     let to_memory = instruction.op0_kind() == OpKind::Memory;
+    // A form of the same instruction between registers touches no memory.
+    if !to_memory && instruction.op1_kind() != OpKind::Memory {
+        return Err(Refused::Unsupported);
+    }
     let other = if to_memory { 1 } else { 0 };
     let register = (instruction.op_kind(other) == OpKind::Register).then(|| instruction.op_register(other));
     if register.is_some_and(|r| !r.is_gpr()) {
@@ -268,3 +272,6 @@ pub fn set<V: Vcpu>(vcpu: &mut V, register: Register, value: u64) {
     };
     if gpr == Gpr::Rsp { vcpu.write(SysReg::Rsp, merged) } else { vcpu.gprs().set(gpr, merged) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,9 @@ mod console;
 mod ends;
 mod events;
 mod hypercalls;
+mod mmio;
 mod processor;
+mod string_io;
 mod time;
 mod tsc;
 

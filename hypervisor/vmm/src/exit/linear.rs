@@ -63,10 +63,13 @@ impl Place {
         let access = Access::data(cpl(&mut vm.vcpu), write);
         let paging = paging(&mut vm.vcpu);
         let left = usize::try_from(PAGE_4K - at.offset_in(PAGE_4K)).unwrap_or(0);
-        let first = translate(vm, host, &paging, at, access)?;
+        // Outside 64-bit mode linear addresses have 32 bits, and wrap.
+        let long = paging.efer.contains(Efer::LMA) && vm.vcpu.segment(SegmentName::Cs).rights.is_long();
+        let mask = if long { u64::MAX } else { 0xffff_ffff };
+        let first = translate(vm, host, &paging, Gla(at.0 & mask), access)?;
         let first_length = length.min(left);
         let second = if first_length < length {
-            translate(vm, host, &paging, Gla(at.0.wrapping_add(first_length as u64)), access)?
+            translate(vm, host, &paging, Gla(at.0.wrapping_add(first_length as u64) & mask), access)?
         } else {
             first
         };

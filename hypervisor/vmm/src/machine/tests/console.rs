@@ -195,8 +195,8 @@ fn a_slow_port_keeps_a_guest_waiting_and_loses_nothing() {
 fn a_guest_that_sleeps_with_output_left_sends_it_when_there_is_room() {
     // Fills the console from memory, then leaves bytes in its own transmitter and sleeps.
     use lamina_arch::hypercall as abi;
-    let fill = Step::act(|cpu| cpu.write_memory(0x8000, &[b'f'; 4095]));
-    let line = || hypercall(abi::CONSOLE_WRITE, 0x8000, 4095);
+    let fill = Step::act(|cpu| cpu.write_memory(0x4_8000, &[b'f'; 4095]));
+    let line = || hypercall(abi::CONSOLE_WRITE, 0x4_8000, 4095);
     let mut steps = vec![fill, line(), line(), line(), line()];
     steps.extend(print("last\n"));
     steps.extend([sti(), hlt()]);

@@ -132,9 +132,9 @@ fn the_death_of_one_leaves_the_other_alone() {
         || touch(Gpa(64 * MIB), true),
     ];
     for death in deaths {
-        let marker = Step::act(|cpu| cpu.write_memory(0x8000, b"mine"));
+        let marker = Step::act(|cpu| cpu.write_memory(0x4_8000, b"mine"));
         let check = Step::act(|cpu| {
-            assert_eq!(cpu.read_memory(0x8000, 4), b"mine");
+            assert_eq!(cpu.read_memory(0x4_8000, 4), b"mine");
             assert_eq!(cpu.read(SysReg::Rip), ENTRY + 2 * 7);
         });
         let mut steps = vec![marker];

@@ -7,7 +7,7 @@ use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use super::*;
 use crate::vcpu::Vcpu;
 
-const TEXT: u64 = 0x8000;
+const TEXT: u64 = 0x4_8000;
 
 fn put(at: u64, bytes: &'static [u8]) -> Step {
     Step::act(move |cpu| cpu.write_memory(at, bytes))
@@ -56,8 +56,8 @@ fn console_write_shows_guest_memory_and_says_how_much() {
 fn console_write_crosses_pages_and_its_own_pieces() {
     let line: &'static [u8] = &[b'x'; 250];
     let (got, world) = results(
-        || vec![put(0x8f80, line), put(0x8f80 + 250, b"\n"), put(0x8f80 + 251, line), put(0x8f80 + 501, b"\n")],
-        [hypercall(abi::CONSOLE_WRITE, 0x8f80, 502)],
+        || vec![put(0x4_8f80, line), put(0x4_8f80 + 250, b"\n"), put(0x4_8f80 + 251, line), put(0x4_8f80 + 501, b"\n")],
+        [hypercall(abi::CONSOLE_WRITE, 0x4_8f80, 502)],
     );
     assert_eq!(got, [502]);
     assert_eq!(world.lines_of("a"), ["x".repeat(250), "x".repeat(250)]);

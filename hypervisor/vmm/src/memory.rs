@@ -70,6 +70,8 @@ impl fmt::Display for NotMemory {
 pub enum AllocateError {
     /// The size is 0 or not a multiple of 4 KiB. Unit: bytes.
     Size(u64),
+    /// Firmware of this length has no place. Unit: bytes.
+    Rom(u64),
     /// The machine has less. Unit: bytes.
     OutOfMemory {
         /// What the VM wants.
@@ -83,6 +85,9 @@ impl fmt::Display for AllocateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AllocateError::Size(size) => write!(f, "{size} bytes of memory are not a multiple of 4096"),
+            AllocateError::Rom(length) => {
+                write!(f, "firmware of {length} bytes: it must be a multiple of 4096, from 1 to {} MiB", ROM_MAX >> 20)
+            }
             AllocateError::OutOfMemory { wanted, free } => {
                 write!(f, "{} KiB of memory are wanted and {} KiB are free", wanted >> 10, free >> 10)
             }
@@ -125,21 +130,24 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// What is backed, sorted.
     extents: Vec<Extent>,
-    /// What reads as all ones and cannot be written, sorted: the empty ROMs of adapters. Firmware and kernels look
-    /// through all of it, so it is mapped and costs no exit.
-    empty: Vec<Extent>,
-    /// What was taken from the pool.
-    frames: Vec<(Hpa, FrameSize)>,
+    /// What can be read but not written, with what else is allowed: firmware's ROM; without firmware, the empty ROMs of
+    /// adapters, which read as all ones. Kernels look through all of those, so they are mapped and cost no exit.
+    roms: Vec<(Extent, Access)>,
+    /// What was taken from the pool, and where it stands.
+    frames: Vec<(Gpa, Hpa, FrameSize)>,
 }
 
-/// What is memory in a VM of `size` bytes, sorted; no two of the regions touch.
+/// What is memory in a VM of `size` bytes that starts without firmware, sorted; no two of the regions touch.
 pub fn regions_of(size: u64) -> impl Iterator<Item = Region> {
+    regions_from(size, FIRMWARE_TABLES)
+}
+
+/// What is memory in a VM of `size` bytes where it goes on at `upper` behind the video window.
+fn regions_from(size: u64, upper: Gpa) -> impl Iterator<Item = Region> {
     let low = size.min(PCI_HOLE.0);
     let between = move |start: Gpa, end: u64| Region { start, length: end.min(low).saturating_sub(start.0) };
     let above = Region { start: ABOVE_4G, length: size.saturating_sub(PCI_HOLE.0) };
-    [between(Gpa(0), LOW_MEMORY_END.0), between(FIRMWARE_TABLES, low), above]
-        .into_iter()
-        .filter(|region| region.length != 0)
+    [between(Gpa(0), LOW_MEMORY_END.0), between(upper, low), above].into_iter().filter(|region| region.length != 0)
 }
 
 /// The memory map that firmware gives in a VM of `size` bytes, sorted: all memory, where the area of the firmware
@@ -160,48 +168,98 @@ pub fn e820_of(size: u64) -> impl Iterator<Item = E820Entry> {
     })
 }
 
+/// Largest ROM of firmware. Unit: bytes.
+pub const ROM_MAX: u64 = 16 << 20;
+/// How much of firmware's ROM is copied below 1 MiB. Unit: bytes.
+const SHADOW: usize = 128 << 10;
 /// A page of an empty ROM.
 const EMPTY_PAGE: [u8; 4096] = [0xff; 4096];
 
-/// Adds an extent that lies behind all others.
-fn add_extent(extents: &mut Vec<Extent>, extent: Extent) {
-    match extents.last_mut() {
-        Some(last) if last.gpa + last.length == extent.gpa && last.hpa + last.length == extent.hpa => {
-            last.length += extent.length;
-        }
-        _ => extents.push(extent),
-    }
-}
-
 impl GuestMemory {
-    /// Takes and clears frames for `size` bytes of memory (a multiple of 4 KiB), in the largest frames that fit.
+    /// Takes and clears frames for `size` bytes of memory (a multiple of 4 KiB), in the largest frames that fit, for a
+    /// VM that starts without firmware.
     ///
     /// # Errors
     /// [`AllocateError`]; nothing was taken then.
     pub fn allocate(size: u64, pool: &mut FramePool, host: &mut impl HostMemory) -> Result<GuestMemory, AllocateError> {
-        if size == 0 || !size.is_multiple_of(PAGE_4K) || ABOVE_4G.checked_add(size).is_none() {
-            return Err(AllocateError::Size(size));
-        }
-        let regions: Vec<Region> = regions_of(size).collect();
-        let mut memory = GuestMemory { size, regions, extents: Vec::new(), empty: Vec::new(), frames: Vec::new() };
-        // The legacy area is backed with the rest, so that a large frame can begin at 0; of it, the guest can get at the
-        // empty ROMs only.
-        let low = Region { start: Gpa(0), length: size.min(PCI_HOLE.0) };
-        let high = Region { start: ABOVE_4G, length: size - low.length };
-        let free = pool.free_bytes();
-        if size > free || !memory.back(low, pool, host) || !memory.back(high, pool, host) {
-            memory.release(pool);
-            return Err(AllocateError::OutOfMemory { wanted: size, free });
-        }
-        for extent in &memory.empty {
+        let mut memory = Self::back_all(size, regions_of(size).collect(), 0, pool, host)?;
+        let empty = memory.backing(&Region { start: OPTION_ROMS, length: FIRMWARE_TABLES - OPTION_ROMS });
+        for extent in &empty {
             for page in (0..extent.length).step_by(EMPTY_PAGE.len()) {
                 host.write(extent.hpa + page, &EMPTY_PAGE);
             }
         }
+        memory.roms = empty.into_iter().map(|extent| (extent, Access::R)).collect();
         Ok(memory)
     }
 
-    /// Backs `range`. False where the pool ran dry.
+    /// The same for a VM that starts with firmware: `rom` (a multiple of 4 KiB, at most [`ROM_MAX`]) stands below 4 GiB,
+    /// to be read and run, and its last 128 KiB below 1 MiB, where memory begins behind the video window. As on a PC
+    /// whose chipset was told to, that copy can be written.
+    ///
+    /// # Errors
+    /// [`AllocateError`]; nothing was taken then.
+    pub fn allocate_with_firmware(
+        size: u64,
+        rom: &[u8],
+        pool: &mut FramePool,
+        host: &mut impl HostMemory,
+    ) -> Result<GuestMemory, AllocateError> {
+        let length = rom.len() as u64;
+        if length == 0 || !length.is_multiple_of(PAGE_4K) || length > ROM_MAX {
+            return Err(AllocateError::Rom(length));
+        }
+        if size < HIGH_MEMORY.0 {
+            return Err(AllocateError::Size(size));
+        }
+        let mut memory = Self::back_all(size, regions_from(size, OPTION_ROMS).collect(), length, pool, host)?;
+        let place = Region { start: Gpa(ABOVE_4G.0 - length), length };
+        if !memory.back(place, pool, host) {
+            let free = pool.free_bytes();
+            memory.release(pool);
+            return Err(AllocateError::OutOfMemory { wanted: length, free });
+        }
+        let mut rest = rom;
+        for extent in memory.backing(&place) {
+            let (part, behind) = rest.split_at(rest.len().min(usize::try_from(extent.length).unwrap_or(0)));
+            host.write(extent.hpa, part);
+            rest = behind;
+            memory.roms.push((extent, Access::RX));
+        }
+        let copy = &rom[rom.len().saturating_sub(SHADOW)..];
+        // All of it is memory, since the VM has at least 1 MiB.
+        if let Err(error) = memory.write(host, Gpa(HIGH_MEMORY.0 - copy.len() as u64), copy) {
+            log::error!("firmware: {error}");
+        }
+        Ok(memory)
+    }
+
+    /// Takes frames for all of `size`, of which `regions` are memory; `spare` bytes more must be free.
+    fn back_all(
+        size: u64,
+        regions: Vec<Region>,
+        spare: u64,
+        pool: &mut FramePool,
+        host: &mut impl HostMemory,
+    ) -> Result<GuestMemory, AllocateError> {
+        if size == 0 || !size.is_multiple_of(PAGE_4K) || ABOVE_4G.checked_add(size).is_none() {
+            return Err(AllocateError::Size(size));
+        }
+        let mut memory = GuestMemory { size, regions, extents: Vec::new(), roms: Vec::new(), frames: Vec::new() };
+        // The legacy area is backed with the rest, so that a large frame can begin at 0; what is no memory of it, the
+        // guest can get at only where it is a ROM.
+        let low = Region { start: Gpa(0), length: size.min(PCI_HOLE.0) };
+        let high = Region { start: ABOVE_4G, length: size - low.length };
+        let (free, wanted) = (pool.free_bytes(), size.saturating_add(spare));
+        if wanted > free || !memory.back(low, pool, host) || !memory.back(high, pool, host) {
+            memory.release(pool);
+            return Err(AllocateError::OutOfMemory { wanted, free });
+        }
+        memory.extents = memory.regions.iter().flat_map(|region| memory.backing(region)).collect();
+        Ok(memory)
+    }
+
+    /// Backs `range` with clear frames. False where the pool ran dry.
     fn back(&mut self, range: Region, pool: &mut FramePool, host: &mut impl HostMemory) -> bool {
         let mut at = range.start;
         while at < range.end() {
@@ -212,27 +270,35 @@ impl GuestMemory {
                 .find_map(|size| pool.allocate(size).map(|frame| (frame, size)));
             let Some((frame, size)) = taken else { return false };
             host.zero(frame, size.bytes());
-            self.frames.push((frame, size));
-            let part = |region: &Region| {
-                let (start, end) = (at.max(region.start), (at + size.bytes()).min(region.end()));
-                (start < end).then(|| Extent { gpa: start, hpa: frame + (start - at), length: end - start })
-            };
-            for extent in self.regions.iter().filter_map(part) {
-                add_extent(&mut self.extents, extent);
-            }
-            let roms = Region { start: OPTION_ROMS, length: FIRMWARE_TABLES - OPTION_ROMS };
-            if let Some(extent) = part(&roms) {
-                add_extent(&mut self.empty, extent);
-            }
+            self.frames.push((at, frame, size));
             at = at + size.bytes();
         }
         true
     }
 
+    /// What backs `region`, in order and in as few pieces as there can be.
+    fn backing(&self, region: &Region) -> Vec<Extent> {
+        let mut extents: Vec<Extent> = Vec::new();
+        for &(gpa, hpa, size) in &self.frames {
+            let (start, end) = (gpa.max(region.start), (gpa + size.bytes()).min(region.end()));
+            if start >= end {
+                continue;
+            }
+            let extent = Extent { gpa: start, hpa: hpa + (start - gpa), length: end - start };
+            match extents.last_mut() {
+                Some(last) if last.gpa + last.length == extent.gpa && last.hpa + last.length == extent.hpa => {
+                    last.length += extent.length;
+                }
+                _ => extents.push(extent),
+            }
+        }
+        extents
+    }
+
     /// Gives all frames back. Their content stays: whoever takes them next clears them. No processor may be able to
     /// reach them any more: the nested tables are gone and the invalidation is acknowledged.
     pub fn release(self, pool: &mut FramePool) {
-        for (frame, size) in self.frames {
+        for (_, frame, size) in self.frames {
             if let Err(error) = pool.free(frame, size) {
                 // A bug of ours. To lose the frame harms nobody; to stop all VMs for it would.
                 log::error!("guest memory: {error}");
@@ -312,7 +378,7 @@ impl GuestMemory {
         e820_of(self.size)
     }
 
-    /// Maps all memory, with everything allowed, and the empty ROMs to be read.
+    /// Maps all memory, with everything allowed, and the ROMs.
     ///
     /// # Errors
     /// [`MapError`]; what was mapped until then stays.
@@ -324,7 +390,7 @@ impl GuestMemory {
     ) -> Result<Flush, MapError> {
         let mut flush = Flush::default();
         let writable = self.extents.iter().map(|extent| (extent, Access::RWX));
-        for (extent, access) in writable.chain(self.empty.iter().map(|extent| (extent, Access::R))) {
+        for (extent, access) in writable.chain(self.roms.iter().map(|(extent, access)| (extent, *access))) {
             flush = flush.and(tables.map(host, frames, extent.gpa, extent.hpa, extent.length, access)?);
         }
         Ok(flush)
@@ -402,6 +468,33 @@ mod tests {
             assert!(!memory.is_memory(Gpa(gpa), 1));
         }
         assert_eq!(tables.walk(&host, Gpa(0xe_0000)).unwrap().access, Access::RWX);
+    }
+
+    #[test]
+    fn firmware_stands_below_4_gib_and_its_end_below_1_mib() {
+        let (mut pool, mut host) = machine(64 << 20);
+        let rom: Vec<u8> = (0..256 << 10).map(|i: u32| (i >> 8) as u8 ^ i as u8).collect();
+        let memory = GuestMemory::allocate_with_firmware(16 << 20, &rom, &mut pool, &mut host).unwrap();
+        let mut tables = NestedTables::new(EPT, &mut host, &mut pool).unwrap();
+        memory.map_into(&mut tables, &mut host, &mut pool).unwrap().acknowledge(&mut pool);
+        for at in (0..256 << 10).step_by(8) {
+            let word = u64::from_le_bytes(rom[at as usize..][..8].try_into().unwrap());
+            let found = tables.walk(&host, Gpa(ABOVE_4G.0 - (256 << 10) + at)).unwrap();
+            assert_eq!((found.access, host.read_u64(found.hpa)), (Access::RX, word), "{at:#x}");
+            if at >= 128 << 10 {
+                let found = tables.walk(&host, Gpa(0xc_0000 + at)).unwrap();
+                assert_eq!((found.access, host.read_u64(found.hpa)), (Access::RWX, word), "{at:#x}");
+            }
+        }
+        assert!(memory.is_memory(Gpa(0xc_0000), 0x4_0000));
+        assert!(!memory.is_memory(Gpa(ABOVE_4G.0 - 1), 1));
+        tables.destroy(&host).acknowledge(&mut pool);
+        memory.release(&mut pool);
+        assert_eq!(pool.used(), 0);
+        for bad in [0, 100, 4095, ROM_MAX as usize + 4096] {
+            let refused = GuestMemory::allocate_with_firmware(32 << 20, &vec![0; bad], &mut pool, &mut host);
+            assert_eq!(refused.unwrap_err(), AllocateError::Rom(bad as u64));
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ fn string(direction: Direction, width: Width, rep: bool, address: Width, base: u
     }
 }
 
+/// The next step, made when it is asked for.
+type Asked = Box<dyn FnOnce(&mut FakeVcpu) -> Step>;
+
 /// A guest after string instructions.
 #[derive(Clone, Debug, PartialEq)]
 struct After {
@@ -37,11 +40,7 @@ struct After {
 }
 
 /// Runs `before` and then one exit for each element of `steps`, and sees `look` (address and length) of memory.
-fn run(
-    before: impl FnOnce(&mut FakeVcpu) + 'static,
-    mut steps: Vec<Box<dyn FnOnce(&mut FakeVcpu) -> Step>>,
-    look: (u64, usize),
-) -> After {
+fn run(before: impl FnOnce(&mut FakeVcpu) + 'static, mut steps: Vec<Asked>, look: (u64, usize)) -> After {
     let notes = Notes::new();
     let seen = notes.clone();
     let mut before = Some(before);
@@ -196,7 +195,7 @@ fn an_index_of_32_bits_clears_the_upper_half() {
 
 #[test]
 fn a_long_run_is_done_in_pieces_so_that_interrupts_come_in_between() {
-    let outs = || Box::new(string(Direction::Out, Width::B1, true, Width::B8, 0)) as Box<dyn FnOnce(&mut _) -> _>;
+    let outs = || Box::new(string(Direction::Out, Width::B1, true, Width::B8, 0)) as Asked;
     let set = || registers(100, 0x4_8000, 0);
     let part = run(set(), vec![outs()], (0, 0));
     assert_eq!((part.rcx, part.rsi, part.rip, part.written.len()), (36, 0x4_8040, 0, 64));
@@ -242,7 +241,7 @@ fn an_element_may_cross_into_a_page_that_lies_elsewhere() {
         paging(cpu, true, false);
         registers(1, 0, 0x4_8fff)(cpu);
     };
-    let ins = || Box::new(string(Direction::In, Width::B4, true, Width::B8, 0)) as Box<dyn FnOnce(&mut _) -> _>;
+    let ins = || Box::new(string(Direction::In, Width::B4, true, Width::B8, 0)) as Asked;
     assert_eq!(run(prepare, vec![ins()], (0x3_0fff, 1)).memory, [1]);
     assert_eq!(run(prepare, vec![ins()], (0x5_0000, 4)).memory, [2, 3, 4, 0]);
 }
@@ -253,7 +252,7 @@ fn a_page_fault_in_the_middle_leaves_registers_to_go_on_from() {
         paging(cpu, false, false);
         registers(5, 0, 0x4_8ffd)(cpu);
     };
-    let ins = || Box::new(string(Direction::In, Width::B1, true, Width::B8, 0)) as Box<dyn FnOnce(&mut _) -> _>;
+    let ins = || Box::new(string(Direction::In, Width::B1, true, Width::B8, 0)) as Asked;
     let after = run(prepare, vec![ins()], (0x3_0ffd, 3));
     assert_eq!((after.rcx, after.rdi, after.rip, after.cr2), (2, 0x4_9000, 0, 0x4_9000));
     assert_eq!(after.events, [Event::exception(vector::PF, Some(2))], "a write to what is not present");

@@ -121,7 +121,7 @@ impl Request {
         let bundle = bundle::pack(&config, &images, self.interactive)?;
 
         let memory = self.memory.unwrap_or_else(|| enough_memory(&config, bundle.len() as u64));
-        let directory = tempfile::Builder::new().prefix("lamina-").tempdir().context("no temporary directory")?;
+        let directory = run_directory(&std::env::temp_dir())?;
         let ramdisk = directory.path().join("bundle");
         std::fs::write(&ramdisk, bundle)?;
         let image = directory.path().join("disk");
@@ -175,6 +175,26 @@ impl Prepared {
     pub fn start(self) -> Result<Machine> {
         Machine::start(&self.choice.backend, self.machine, self.directory, self.timeout, self.sink)
     }
+}
+
+/// How the directories of runs are named, before the number of the process that made them.
+const RUN_PREFIX: &str = "lamina-run-";
+
+/// A directory for one run. Those of processes that were killed, and so could not remove theirs, go here and now: each
+/// holds a disk image.
+fn run_directory(parent: &Path) -> Result<TempDir> {
+    let entries = std::fs::read_dir(parent).with_context(|| format!("cannot read {}", parent.display()))?;
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix(RUN_PREFIX)).and_then(|name| name.split_once('-'));
+        if process.is_some_and(|(id, _)| id.parse::<u32>().is_ok() && !Path::new("/proc").join(id).exists()) {
+            // Somebody else's stay, and one more image in the way is no reason to fail.
+            drop(std::fs::remove_dir_all(entry.path()));
+        }
+    }
+    let prefix = format!("{RUN_PREFIX}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).context("no temporary directory")
 }
 
 /// Reads every image of a configuration, builds or fetches them before as needed, and checks them.
@@ -243,6 +263,21 @@ mod tests {
         let message = check_memory(&config, 512 << 20, "the machine's").unwrap_err().to_string();
         assert!(message.starts_with("some.toml: [[vm]] \"vm1\": memory = \"256M\": does not fit"), "{message}");
         assert!(message.contains("640M") && message.ends_with("the machine's is 512M"), "{message}");
+    }
+
+    #[test]
+    fn what_killed_runs_left_behind_goes() {
+        let parent = tempfile::tempdir().unwrap();
+        let alive = format!("{RUN_PREFIX}{}-a", std::process::id());
+        // No process has this number: it is more than Linux gives out.
+        let dead = format!("{RUN_PREFIX}4194305-a");
+        let names = [alive.as_str(), dead.as_str(), "lamina-run-x-a", "other"];
+        for name in names {
+            std::fs::create_dir(parent.path().join(name)).unwrap();
+        }
+        let own = run_directory(parent.path()).unwrap();
+        assert!(own.path().is_dir());
+        assert_eq!(names.map(|name| parent.path().join(name).is_dir()), [true, false, true, true]);
     }
 
     #[test]

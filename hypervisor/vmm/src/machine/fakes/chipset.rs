@@ -19,7 +19,7 @@ pub const CONSOLE_STATUS_PORT: u16 = layout::COM1_PORT + 5;
 pub const DATA_PORT: u16 = 0x1f0;
 /// Writing a byte raises the interrupt of that vector.
 pub const INTERRUPT_PORT: u16 = 0x2f0;
-/// Writing raises an NMI.
+/// Writing a byte raises an NMI after as many thousand ticks.
 pub const NMI_PORT: u16 = 0x2f1;
 /// Writing a byte masks all interrupts (0), or none.
 pub const UNMASKED_PORT: u16 = 0x2f2;
@@ -50,6 +50,7 @@ pub struct FakeChipset {
     interrupts: BTreeSet<u8>,
     masked: bool,
     nmi: bool,
+    nmi_at: Option<Tsc>,
     cr8: u64,
     deadline: Option<Tsc>,
     unclaimed: u64,
@@ -62,6 +63,10 @@ impl FakeChipset {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
             self.interrupts.insert(TIMER_VECTOR);
+        }
+        if self.nmi_at.is_some_and(|at| at <= now) {
+            self.nmi_at = None;
+            self.nmi = true;
         }
     }
 
@@ -84,6 +89,7 @@ impl Chipset for FakeChipset {
             interrupts: BTreeSet::new(),
             masked: false,
             nmi: false,
+            nmi_at: None,
             cr8: 0,
             deadline: None,
             unclaimed: 0,
@@ -119,7 +125,10 @@ impl Chipset for FakeChipset {
             }
             DATA_PORT => self.written.push(data.into()),
             INTERRUPT_PORT => drop(self.interrupts.insert(data[0])),
-            NMI_PORT => self.nmi = true,
+            NMI_PORT => {
+                self.nmi_at = Some(now + u64::from(data[0]) * 1_000);
+                self.pass(now);
+            }
             UNMASKED_PORT => self.masked = data[0] == 0,
             layout::STATUS_PORT => return Signal::Status(value),
             layout::SHUTDOWN_PORT => return Signal::PowerOff,
@@ -200,7 +209,7 @@ impl Chipset for FakeChipset {
     }
 
     fn next_deadline(&self) -> Option<Tsc> {
-        self.deadline
+        self.deadline.into_iter().chain(self.nmi_at).min()
     }
 
     fn take_output(&mut self, now: Tsc, sink: &mut dyn FnMut(u8) -> bool) {

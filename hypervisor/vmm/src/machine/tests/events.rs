@@ -69,9 +69,16 @@ fn of_two_interrupts_the_second_follows_through_the_window() {
 
 #[test]
 fn the_window_is_given_up_when_the_interrupt_goes_away() {
-    let world = run_one([outb(INTERRUPT_PORT, 0x41), outb(UNMASKED_PORT, 0), sti(), Step::compute(100)]);
+    let seen = Notes::new();
+    let world = run_one([
+        outb(INTERRUPT_PORT, 0x41),
+        outb(UNMASKED_PORT, 0),
+        seen.note(|cpu| cpu.world().trace(1).interrupt_windows),
+        sti(),
+        Step::compute(100),
+    ]);
+    assert_eq!(seen.taken(), [[true, false]], "before the guest opens it");
     assert_eq!(vectors(&world), []);
-    assert_eq!(world.trace(1).interrupt_windows, [true, false]);
 }
 
 #[test]
@@ -90,6 +97,24 @@ fn an_nmi_needs_no_interrupt_flag_and_blocks_the_next_until_iret() {
     assert_eq!(seen.taken(), [1, 1, 2]);
     assert!(world.trace(1).delivered.iter().all(|d| d.1.kind == EventKind::Nmi && d.1.vector == 2));
     assert_eq!(world.trace(1).nmi_windows, [true, false]);
+}
+
+#[test]
+fn an_nmi_waits_for_the_end_of_the_shadow() {
+    let late = Notes::new();
+    let open = |cpu: &mut FakeVcpu| {
+        cpu.nmi_blocked = false;
+        cpu.shadow = true;
+    };
+    let world = run_one([
+        outb(NMI_PORT, 0),
+        outb(NMI_PORT, 0),
+        Step::exit(Exit::SliceEnd).with(open),
+        late.note(|cpu| cpu.now()),
+        Step::compute(10),
+    ]);
+    assert_eq!(vectors(&world), [2, 2]);
+    assert_eq!(world.trace(1).delivered[1].0, late.taken()[0] + 1);
 }
 
 #[test]
@@ -114,6 +139,13 @@ fn an_nmi_and_an_interrupt_at_once_make_two_entries() {
     assert_eq!(vectors(&world), [TIMER_VECTOR, 2]);
     let world = run_one([outb(NMI_PORT, 0), outb(INTERRUPT_PORT, 0x41), sti(), Step::compute(10)]);
     assert_eq!(vectors(&world), [2, 0x41]);
+}
+
+#[test]
+fn an_nmi_wakes_a_guest_that_sleeps() {
+    let world = run_one([sti(), outb(NMI_PORT, 7), hlt(), cli()]);
+    assert_eq!(vectors(&world), [2]);
+    assert_eq!(world.idles().last().map(|idle| idle.woke), Some(world.trace(1).delivered[0].0));
 }
 
 #[test]

@@ -70,6 +70,21 @@ fn hlt_with_an_interrupt_waiting_does_not_wait() {
 }
 
 #[test]
+fn hlt_with_an_interrupt_waiting_keeps_the_slice() {
+    let loads = Notes::new();
+    let first = script([
+        outb(INTERRUPT_PORT, 0x41),
+        hlt().with(|cpu| cpu.set_interrupts(true)),
+        loads.note(|cpu| (cpu.delivered.len(), cpu.world().trace(2).loads)),
+        cli(),
+        power_off(),
+    ]);
+    let bench = Bench::new().vm("a", first).vm("hog", script([])).typed(HZ, "stop hog\n");
+    assert_eq!(bench.run::<FakeChipset>().0, 0);
+    assert_eq!(loads.taken(), [(1, 0)], "the interrupt came before the other VM did");
+}
+
+#[test]
 fn a_guest_that_halts_for_ever_with_interrupts_on_leaves_the_processor_to_the_console() {
     let program = script([sti(), hlt()]);
     let (status, world) = Bench::new().vm("a", program).typed(5 * HZ, "stop a\n").run::<FakeChipset>();

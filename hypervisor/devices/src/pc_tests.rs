@@ -1,6 +1,7 @@
 use super::*;
 use lamina_arch::msr;
 use lamina_arch::time::Frequency;
+use lamina_vmm::chipset::Extras;
 use proptest::prelude::*;
 
 const HZ: u64 = 1_000_000_000;
@@ -12,6 +13,7 @@ fn setup() -> ChipsetSetup {
         unix_seconds: 1_700_000_000,
         memory: 256 << 20,
         apic_id: 0,
+        extras: Extras::default(),
     }
 }
 
@@ -451,6 +453,7 @@ proptest! {
     ], start in prop_oneof![Just(0u64), any::<u64>()], memory in any::<u64>(), unix_seconds in any::<u64>()) {
         let setup = ChipsetSetup {
             tsc: Frequency::from_hz(hz), now: Tsc(start), memory, unix_seconds, apic_id: 0,
+            extras: Extras::default(),
         };
         let mut pc = Pc::new(&setup);
         let mut now = Tsc(start);

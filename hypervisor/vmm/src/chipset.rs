@@ -3,12 +3,52 @@
 //! Implemented by `lamina-devices` and, in tests, by fakes. A chipset is a pure state machine: it never touches guest
 //! memory, never waits, and learns the time only from its arguments.
 
+use alloc::borrow::Cow;
+use alloc::string::String;
+use alloc::vec::Vec;
 use lamina_arch::addr::Gpa;
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::{Frequency, Tsc};
 
+use crate::dma::{DmaRequest, TRANSFER_MAX};
+
+/// A named file that firmware asks for (QEMU's firmware configuration device).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirmwareFile {
+    /// Its name, such as `etc/sercon-port`. Unit: at most 55 bytes.
+    pub name: String,
+    /// What is in it.
+    pub bytes: Cow<'static, [u8]>,
+}
+
+impl FirmwareFile {
+    /// A file of `bytes`.
+    pub fn new(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> FirmwareFile {
+        FirmwareFile { name: name.into(), bytes: bytes.into() }
+    }
+
+    /// A file that holds a number, as SeaBIOS reads them: 8 bytes, little-endian.
+    pub fn number(name: &str, value: u64) -> FirmwareFile {
+        FirmwareFile::new(name, value.to_le_bytes().to_vec())
+    }
+}
+
+/// What a PC may have beyond what every VM has. The default is none of it.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// The VM starts in firmware: there are the firmware configuration device with these files (and some of its own)
+    /// and the power management function on PCI.
+    pub firmware: Option<Vec<FirmwareFile>>,
+    /// A VGA display adapter, as its firmware leaves it: in text mode 3.
+    pub vga: bool,
+    /// A high precision event timer.
+    pub hpet: bool,
+    /// An IDE controller with a CD-ROM drive, in which this image lies.
+    pub cdrom: Option<&'static [u8]>,
+}
+
 /// What a chipset is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ChipsetSetup {
     /// Rate of the time-stamp counter, the machine's and the guest's alike.
     pub tsc: Frequency,
@@ -20,6 +60,8 @@ pub struct ChipsetSetup {
     pub memory: u64,
     /// Local APIC ID of the boot processor.
     pub apic_id: u8,
+    /// Devices that not every VM has.
+    pub extras: Extras,
 }
 
 /// What a write to a device asks of the VM.
@@ -34,6 +76,38 @@ pub enum Signal {
     Reset,
     /// The guest records its status; it goes on running.
     Status(u32),
+    /// A device wants to transfer from or to guest memory: [`crate::dma::serve`] before the guest runs again.
+    Dma,
+}
+
+/// A key of the keyboard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// What types this character on a keyboard of the US layout: ASCII's printable characters, the control characters
+    /// that Ctrl and a letter give, `\n`, `\r`, `\t`, 0x08 and 0x7f (both the backspace key) and 0x1b (Esc).
+    Char(char),
+    /// Cursor up.
+    Up,
+    /// Cursor down.
+    Down,
+    /// Cursor left.
+    Left,
+    /// Cursor right.
+    Right,
+    /// Home.
+    Home,
+    /// End.
+    End,
+    /// Page up.
+    PageUp,
+    /// Page down.
+    PageDown,
+    /// Insert.
+    Insert,
+    /// Delete.
+    Delete,
+    /// F1 to F12.
+    Function(u8),
 }
 
 /// The devices of one VM.
@@ -104,6 +178,32 @@ pub trait Chipset: Sized {
 
     /// Gives received bytes to the serial port; returns how many it had room for.
     fn give_input(&mut self, now: Tsc, bytes: &[u8]) -> usize;
+
+    /// What a device wants to transfer next. Where it goes to memory, the first [`DmaRequest::length`] bytes of `data`
+    /// are what is to be written. Each request is answered by one [`Chipset::dma_complete`] before the next is asked
+    /// for.
+    fn dma_request(&mut self, data: &mut [u8; TRANSFER_MAX]) -> Option<DmaRequest> {
+        let _ = data;
+        None
+    }
+
+    /// The transfer that was asked for is done; `data` is what was read or written. `None` where it was not, because
+    /// not all of it is memory.
+    fn dma_complete(&mut self, data: Option<&[u8]>) {
+        let _ = data;
+    }
+
+    /// Presses and releases `key`. False where there is no such key, or the keyboard has no room for it.
+    fn type_key(&mut self, now: Tsc, key: Key) -> bool {
+        let _ = (now, key);
+        false
+    }
+
+    /// The lines of the screen in text mode, without trailing blanks; `None` where there is no screen, or it shows
+    /// graphics.
+    fn screen(&self) -> Option<Vec<String>> {
+        None
+    }
 
     /// Accesses so far that no device answered (ports and MMIO).
     fn unclaimed(&self) -> u64;

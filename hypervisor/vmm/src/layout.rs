@@ -18,6 +18,12 @@ pub const HIGH_MEMORY: Gpa = Gpa(0x10_0000);
 pub const PCI_HOLE: Gpa = Gpa(0xc000_0000);
 /// Memory beyond the hole.
 pub const ABOVE_4G: Gpa = Gpa(0x1_0000_0000);
+/// The window to the memory of a display adapter.
+pub const VGA_WINDOW: Gpa = LOW_MEMORY_END;
+/// Size of that window. Unit: bytes.
+pub const VGA_WINDOW_SIZE: u64 = 0x2_0000;
+/// High precision event timer, one page of which 1 KiB is used.
+pub const HPET: Gpa = Gpa(0xfed0_0000);
 /// I/O APIC registers, one page.
 pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
 /// Local APIC registers after reset, one page.
@@ -39,6 +45,17 @@ pub const STATUS_PORT: u16 = 0xf4;
 pub const SHUTDOWN_PORT: u16 = 0x8900;
 /// First serial port.
 pub const COM1_PORT: u16 = 0x3f8;
+
+/// Firmware configuration device: selector (16 bits), data at the next port (8 bits).
+pub const FW_CFG_PORT: u16 = 0x510;
+/// Firmware configuration device: address of a DMA command (64 bits, big-endian).
+pub const FW_CFG_DMA_PORT: u16 = 0x514;
+/// IDE task files, primary and secondary: eight ports each.
+pub const IDE_PORTS: [u16; 2] = [0x1f0, 0x170];
+/// IDE device control, primary and secondary: one port each.
+pub const IDE_CONTROL_PORTS: [u16; 2] = [0x3f6, 0x376];
+/// ISA interrupts of the IDE channels.
+pub const IDE_IRQS: [u8; 2] = [14, 15];
 
 /// ISA interrupt of the timer; on the I/O APIC it is pin 2.
 pub const PIT_IRQ: u8 = 0;

@@ -15,6 +15,7 @@ pub mod chipset;
 pub mod config;
 pub mod console;
 pub mod cpuid;
+pub mod dma;
 pub mod event;
 pub mod exit;
 #[cfg(any(test, feature = "testing"))]

@@ -9,7 +9,7 @@ use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
 use crate::acpi;
-use crate::chipset::{Chipset, ChipsetSetup};
+use crate::chipset::{Chipset, ChipsetSetup, Extras};
 use crate::config::{Blob, VmConfig, blob_bytes};
 use crate::console::Console;
 use crate::cpuid::{Cpuid, ModelInput};
@@ -69,6 +69,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) interrupt_window: bool,
     /// An NMI waits for NMI blocking to end.
     pub(crate) nmi_waits: bool,
+    /// A device wants to transfer from or to memory before the guest runs again.
+    pub(crate) dma_waits: bool,
     pub(crate) counters: Counters,
 }
 
@@ -94,6 +96,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     unix_seconds: host.unix_seconds(),
                     memory: config.memory,
                     apic_id: APIC_ID,
+                    extras: Extras::default(),
                 };
                 let mut vm = Vm {
                     name: config.name.clone(),
@@ -107,6 +110,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     status: 0,
                     interrupt_window: false,
                     nmi_waits: false,
+                    dma_waits: false,
                     counters: Counters::default(),
                 };
                 vm.set_tsc_adjust(0);

@@ -52,6 +52,10 @@ fn obey<V: Vcpu, C>(vm: &mut Vm<V, C>, signal: Signal) -> Option<Resume> {
             vm.status = status;
             None
         }
+        Signal::Dma => {
+            vm.dma_waits = true;
+            None
+        }
         Signal::PowerOff => Some(Resume::Stop(StopReason::PowerOff)),
         Signal::Reset => Some(Resume::Reset),
     }

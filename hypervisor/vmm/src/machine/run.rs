@@ -8,6 +8,7 @@ use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
 use crate::chipset::Chipset;
+use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
 use crate::exit::{Resume, Surroundings, dispatch};
 use crate::host::Host;
@@ -75,6 +76,11 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         }
         if now >= limit {
             return Left::SliceEnd;
+        }
+        if vm.dma_waits {
+            vm.dma_waits = dma::serve(&mut vm.chipset, &vm.memory, around.host) == Served::Part;
+            // The loop is gone through again, so that a long transfer is interrupted like a guest.
+            continue;
         }
         deliver(vm);
         let exit = match vm.vcpu.run(deadline) {

@@ -10,9 +10,11 @@
 extern crate alloc;
 
 pub mod acpi_pm;
+pub mod atapi;
 pub mod clock;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod ide;
 pub mod ioapic;
 pub mod lapic;
 pub mod pc;

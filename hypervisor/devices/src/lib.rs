@@ -13,6 +13,7 @@ pub mod acpi_pm;
 pub mod atapi;
 pub mod clock;
 pub mod fw_cfg;
+pub mod hpet;
 pub mod i8042;
 pub mod ide;
 pub mod ioapic;

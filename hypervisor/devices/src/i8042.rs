@@ -1,11 +1,12 @@
-//! The keyboard controller (Intel 8042 as in the IBM AT, "Keyboard Controller") with nothing plugged in, and the fast
-//! A20 port 0x92.
+//! The keyboard controller (Intel 8042 as in the IBM AT, "Keyboard Controller") with a keyboard plugged in and no mouse,
+//! and the fast A20 port 0x92.
 //!
-//! Owns the command byte, the output port, one byte of output and the level of the keyboard's interrupt line. Answers
-//! every command at once, so that no guest waits for one; a byte for the keyboard is answered with "resend" and a
-//! time-out, as by a controller whose keyboard does not take it. The A20 gate is remembered, and has no effect: no
-//! guest here depends on address 1 MiB wrapping to 0.
+//! Owns the command byte, the output port, the output buffer, the level of the keyboard's interrupt line, and the
+//! keyboard. Answers every command at once, so that no guest waits for one. The A20 gate is remembered, and has no
+//! effect: no guest here depends on address 1 MiB wrapping to 0.
 
+use crate::keyboard::Keyboard;
+use lamina_vmm::chipset::Key;
 use lamina_vmm::chipset::Signal;
 
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
@@ -13,20 +14,20 @@ const STATUS_SYSTEM: u8 = 1 << 2;
 const STATUS_COMMAND: u8 = 1 << 3;
 /// Clear where the keyboard lock is on.
 const STATUS_UNLOCKED: u8 = 1 << 4;
-const STATUS_TIMEOUT: u8 = 1 << 6;
 /// Command byte: interrupt 1 when a byte of the keyboard's waits.
 const COMMAND_KEYBOARD_IRQ: u8 = 1 << 0;
 /// Command byte: the self-test has passed.
 const COMMAND_SYSTEM: u8 = 1 << 2;
 const COMMAND_KEYBOARD_OFF: u8 = 1 << 4;
 const COMMAND_AUX_OFF: u8 = 1 << 5;
+/// Command byte: scan codes are translated to set 1.
+const COMMAND_TRANSLATE: u8 = 1 << 6;
 /// Output port: the processor's reset line, active low.
 const OUTPUT_NO_RESET: u8 = 1 << 0;
 /// Output port, and port 0x92: the A20 gate.
 const A20: u8 = 1 << 1;
 /// Output port, bits as they stand: no reset, A20 open, both clocks idle.
 const OUTPUT_IDLE: u8 = 0xcc | OUTPUT_NO_RESET | A20;
-const RESEND: u8 = 0xfe;
 
 /// A command that waits for its parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,27 +41,40 @@ enum Parameter {
     Ignored,
 }
 
+/// A byte in the output buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Keyboard(u8),
+    Controller(u8),
+}
+
 /// The controller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct I8042 {
     command_byte: u8,
     output_port: u8,
-    /// A byte that waits, and whether it came of a time-out.
-    output: Option<(u8, bool)>,
+    /// A byte that waits.
+    output: Option<Output>,
+    /// A byte of the keyboard's that had to make room for an answer of the controller's.
+    held: Option<u8>,
     last_output: u8,
+    keyboard: Keyboard,
     /// The last write was a command.
     command_last: bool,
     parameter: Parameter,
 }
 
 impl I8042 {
-    /// The controller as firmware leaves it: tested, keyboard and mouse port off, A20 open.
+    /// The controller as firmware leaves it for a loader that brings its own driver: tested, keyboard and mouse port
+    /// off, A20 open.
     pub const fn new() -> I8042 {
         I8042 {
-            command_byte: COMMAND_SYSTEM | COMMAND_KEYBOARD_OFF | COMMAND_AUX_OFF,
+            command_byte: COMMAND_SYSTEM | COMMAND_KEYBOARD_OFF | COMMAND_AUX_OFF | COMMAND_TRANSLATE,
             output_port: OUTPUT_IDLE,
             output: None,
+            held: None,
             last_output: 0,
+            keyboard: Keyboard::new(),
             command_last: false,
             parameter: Parameter::None,
         }
@@ -68,9 +82,10 @@ impl I8042 {
 
     /// Reads port 0x60.
     pub fn read_data(&mut self) -> u8 {
-        if let Some((byte, _)) = self.output.take() {
+        if let Some(Output::Keyboard(byte) | Output::Controller(byte)) = self.output.take() {
             self.last_output = byte;
         }
+        self.fill();
         self.last_output
     }
 
@@ -83,11 +98,7 @@ impl I8042 {
         if self.command_last {
             status |= STATUS_COMMAND;
         }
-        match self.output {
-            Some((_, true)) => status | STATUS_OUTPUT_FULL | STATUS_TIMEOUT,
-            Some((_, false)) => status | STATUS_OUTPUT_FULL,
-            None => status,
-        }
+        if self.output.is_some() { status | STATUS_OUTPUT_FULL } else { status }
     }
 
     /// Writes port 0x60.
@@ -103,8 +114,13 @@ impl I8042 {
             }
             Parameter::Echo => self.answer(value),
             Parameter::Ignored => {}
-            Parameter::None => self.output = Some((RESEND, true)),
+            Parameter::None => {
+                // A byte for the keyboard switches its port on.
+                self.command_byte &= !COMMAND_KEYBOARD_OFF;
+                self.keyboard.receive(value);
+            }
         }
+        self.fill();
         Signal::None
     }
 
@@ -138,6 +154,7 @@ impl I8042 {
             0xf0..=0xff if value & OUTPUT_NO_RESET == 0 => return Signal::Reset,
             _ => {}
         }
+        self.fill();
         Signal::None
     }
 
@@ -157,8 +174,30 @@ impl I8042 {
         self.output.is_some() && self.command_byte & COMMAND_KEYBOARD_IRQ != 0
     }
 
+    /// Presses and releases `key`; false where that cannot be.
+    pub fn type_key(&mut self, key: Key) -> bool {
+        let typed = self.keyboard.type_key(key);
+        self.fill();
+        typed
+    }
+
+    /// An answer of the controller's is what is read next.
     fn answer(&mut self, byte: u8) {
-        self.output = Some((byte, false));
+        if let Some(Output::Keyboard(earlier)) = self.output {
+            self.held = Some(earlier);
+        }
+        self.output = Some(Output::Controller(byte));
+    }
+
+    /// Takes the keyboard's next byte, if there is room and its port is on.
+    fn fill(&mut self) {
+        if self.output.is_none() {
+            let next = self.held.take().or_else(|| {
+                let on = self.command_byte & COMMAND_KEYBOARD_OFF == 0;
+                if on { self.keyboard.send(self.command_byte & COMMAND_TRANSLATE != 0) } else { None }
+            });
+            self.output = next.map(Output::Keyboard);
+        }
     }
 }
 
@@ -209,16 +248,39 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_for_the_keyboard_times_out_at_once_and_interrupts_if_allowed() {
+    fn the_keyboard_answers_through_the_controller_and_interrupts_if_allowed() {
         let mut controller = I8042::new();
         assert_eq!(controller.write_data(0xf2), Signal::None);
-        assert_eq!(controller.read_status() & (STATUS_OUTPUT_FULL | STATUS_TIMEOUT), 0x41);
+        assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
         assert!(!controller.irq());
         assert_eq!(controller.write_command(0x60), Signal::None);
         assert_eq!(controller.write_data(COMMAND_KEYBOARD_IRQ), Signal::None);
         assert!(controller.irq());
-        assert_eq!(controller.read_data(), RESEND);
+        assert_eq!([controller.read_data(), controller.read_data(), controller.read_data()], [0xfa, 0xab, 0x83]);
         assert!(!controller.irq());
+        assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);
+    }
+
+    #[test]
+    fn keys_wait_while_the_port_is_off_and_are_translated_if_asked() {
+        let mut controller = I8042::new();
+        assert!(controller.type_key(Key::Char('a')));
+        assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);
+        assert_eq!(controller.write_command(0xae), Signal::None);
+        assert_eq!([controller.read_data(), controller.read_data()], [0x1e, 0x9e]);
+        assert_eq!(controller.write_command(0x60), Signal::None);
+        assert_eq!(controller.write_data(0), Signal::None);
+        assert!(controller.type_key(Key::Char('a')));
+        assert_eq!([controller.read_data(), controller.read_data(), controller.read_data()], [0x1c, 0xf0, 0x1c]);
+    }
+
+    #[test]
+    fn an_answer_of_the_controllers_goes_before_a_key_that_waits_and_loses_none() {
+        let mut controller = I8042::new();
+        assert_eq!(controller.write_command(0xae), Signal::None);
+        assert!(controller.type_key(Key::Char('a')));
+        assert_eq!(command(&mut controller, 0xab), 0x00);
+        assert_eq!([controller.read_data(), controller.read_data()], [0x1e, 0x9e]);
     }
 
     #[test]
@@ -255,20 +317,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_waits_is_gone_after_one_read(writes in prop::collection::vec(any::<(u8, u8)>(), 0..50)) {
+        fn whatever_waits_is_gone_after_some_reads(writes in prop::collection::vec(any::<(u8, u8)>(), 0..50)) {
             let mut controller = I8042::new();
             for (port, value) in writes {
-                let _ = match port % 3 {
+                let _ = match port % 4 {
                     0 => controller.write_data(value),
                     1 => controller.write_command(value),
-                    _ => controller.write_fast_a20(value),
+                    2 => controller.write_fast_a20(value),
+                    _ => {
+                        controller.type_key(Key::Char(char::from(value)));
+                        Signal::None
+                    }
                 };
                 prop_assert_ne!(controller.read_status(), 0xff, "would look like open bus");
                 if controller.irq() {
                     prop_assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
                 }
             }
-            controller.read_data();
+            for _ in 0..600 {
+                controller.read_data();
+            }
             prop_assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);
             prop_assert!(!controller.irq());
         }

@@ -17,6 +17,7 @@ pub mod hpet;
 pub mod i8042;
 pub mod ide;
 pub mod ioapic;
+pub mod keyboard;
 pub mod lapic;
 pub mod pc;
 pub mod pci;

@@ -12,19 +12,27 @@
 mod ports;
 
 use crate::acpi_pm::AcpiPm;
+use crate::atapi::Cdrom;
+use crate::fw_cfg::FwCfg;
+use crate::hpet::{self, Hpet};
 use crate::i8042::I8042;
+use crate::ide::{self, Ide};
 use crate::ioapic::IoApic;
 use crate::lapic::{Effect, Lapic};
-use crate::pci::Pci;
+use crate::pci::{Functions, Pci};
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::rtc::Rtc;
 use crate::uart::Uart;
+use crate::vga::Vga;
+use alloc::string::String;
+use alloc::vec::Vec;
 use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::Tsc;
 use lamina_vmm::bus::{Bus, Overlap, open_bus};
-use lamina_vmm::chipset::{Chipset, ChipsetSetup, Signal};
+use lamina_vmm::chipset::{Chipset, ChipsetSetup, Extras, Key, Signal};
+use lamina_vmm::dma::{DmaRequest, TRANSFER_MAX};
 use lamina_vmm::layout;
 use ports::Port;
 
@@ -35,11 +43,16 @@ const NEVER: u64 = u64::MAX;
 /// Registers of the local APIC below this offset (task priority, EOI and the like) do not concern its timer.
 const LAPIC_TIMER_UNCONCERNED: u64 = 0xf0;
 
+/// CMOS registers by which SeaBIOS learns in what order to try the drives: a CD, then a hard disk; no floppy.
+const BOOT_ORDER: [(u8, u8); 2] = [(0x38, 0x01), (0x3d, 0x23)];
+
 /// Who answers in memory.
 #[derive(Clone, Copy, Debug)]
 enum Page {
     Lapic,
     IoApic,
+    Hpet,
+    Vga,
 }
 
 /// The devices with a deadline, as indices into [`Pc::deadlines`].
@@ -50,6 +63,7 @@ enum Timer {
     AcpiPm,
     Uart,
     Lapic,
+    Hpet,
 }
 
 /// The devices of one VM.
@@ -66,6 +80,10 @@ pub struct Pc {
     pm: AcpiPm,
     i8042: I8042,
     pci: Pci,
+    fw_cfg: Option<FwCfg>,
+    ide: Option<Ide>,
+    vga: Option<Vga>,
+    hpet: Option<Hpet>,
     /// Port 0xcf9.
     reset_control: u8,
     /// The last power-on self-test code (port 0x80).
@@ -74,11 +92,13 @@ pub struct Pc {
     shutdown: usize,
     /// The latest time seen: nothing here goes backwards, whatever the caller says.
     now: Tsc,
-    deadlines: [u64; 5],
+    deadlines: [u64; 6],
     /// The earliest of `deadlines`.
     deadline: u64,
     /// Levels of the ISA interrupt lines.
     lines: u16,
+    /// I/O APIC pins that the HPET holds high.
+    hpet_pins: u32,
     /// Whether the processor would be interrupted.
     pending: bool,
     unclaimed: u64,
@@ -87,26 +107,38 @@ pub struct Pc {
 impl Chipset for Pc {
     fn new(setup: &ChipsetSetup) -> Pc {
         let below_4g = setup.memory.min(layout::PCI_HOLE.0);
+        let extras = &setup.extras;
+        let functions = Functions { ide: has_ide(extras), firmware: extras.firmware.is_some() };
+        let mut rtc = Rtc::new(setup.tsc, setup.now, setup.unix_seconds, below_4g, setup.memory - below_4g);
+        if extras.firmware.is_some() {
+            BOOT_ORDER.into_iter().for_each(|(index, value)| rtc.preset(index, value));
+        }
         Pc {
-            // Both maps are constant, and a test builds them; without one, its devices would not answer.
-            ports: ports::map().unwrap_or_default(),
-            memory: memory_map().unwrap_or_default(),
+            // The maps depend on nothing but the extras, and a test builds all; without one, its devices would not
+            // answer.
+            ports: ports::map(extras).unwrap_or_default(),
+            memory: memory_map(extras).unwrap_or_default(),
             uart: Uart::new(setup.tsc),
             pic: Pic::new(1 << layout::SCI_IRQ),
             pit: Pit::new(setup.tsc, setup.now),
-            rtc: Rtc::new(setup.tsc, setup.now, setup.unix_seconds, below_4g, setup.memory - below_4g),
+            rtc,
             lapic: Lapic::new(setup.apic_id, setup.tsc),
             ioapic: IoApic::new(),
             pm: AcpiPm::new(setup.tsc, setup.now),
             i8042: I8042::new(),
-            pci: Pci::new(),
+            pci: Pci::new(functions),
+            fw_cfg: extras.firmware.as_ref().map(|files| FwCfg::new(setup.memory, files)),
+            ide: has_ide(extras).then(|| Ide::new(extras.cdrom.map(Cdrom::new))),
+            vga: extras.vga.then(|| Vga::new(setup.tsc, setup.now)),
+            hpet: extras.hpet.then(|| Hpet::new(setup.tsc, setup.now)),
             reset_control: 0,
             post: 0,
             shutdown: 0,
             now: setup.now,
-            deadlines: [NEVER; 5],
+            deadlines: [NEVER; 6],
             deadline: NEVER,
             lines: 0,
+            hpet_pins: 0,
             pending: false,
             unclaimed: 0,
         }
@@ -137,10 +169,22 @@ impl Chipset for Pc {
                 self.deliver();
             }
             Some((Page::IoApic, offset)) => self.ioapic.read(offset, data),
+            Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
+                hpet.read(self.now, offset, data);
+                self.hpet_changed();
+            }
+            Some((Page::Vga, offset)) if let Some(vga) = &mut self.vga => {
+                let mut answered = false;
+                for (at, byte) in (offset..).zip(data) {
+                    let value = vga.read_memory(at);
+                    answered |= value.is_some();
+                    *byte = value.unwrap_or(0xff);
+                }
+                return self.answered(answered);
+            }
             _ => {
                 open_bus(data);
-                self.count_unclaimed();
-                return false;
+                return self.answered(false);
             }
         }
         true
@@ -160,10 +204,21 @@ impl Chipset for Pc {
                 self.ioapic.write(offset, data);
                 self.deliver();
             }
-            _ => {
-                self.count_unclaimed();
-                return false;
+            Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
+                hpet.write(self.now, offset, data);
+                self.hpet_changed();
+                // Who drives these two lines may just have changed.
+                self.rtc_changed();
+                self.pit_changed();
             }
+            Some((Page::Vga, offset)) if let Some(vga) = &mut self.vga => {
+                let mut answered = false;
+                for (at, &byte) in (offset..).zip(data) {
+                    answered |= vga.write_memory(at, byte);
+                }
+                return self.answered(answered);
+            }
+            _ => return self.answered(false),
         }
         true
     }
@@ -249,6 +304,27 @@ impl Chipset for Pc {
         taken
     }
 
+    fn dma_request(&mut self, data: &mut [u8; TRANSFER_MAX]) -> Option<DmaRequest> {
+        self.fw_cfg.as_mut()?.dma_request(data)
+    }
+
+    fn dma_complete(&mut self, data: Option<&[u8]>) {
+        if let Some(fw_cfg) = &mut self.fw_cfg {
+            fw_cfg.dma_complete(data);
+        }
+    }
+
+    fn type_key(&mut self, now: Tsc, key: Key) -> bool {
+        self.advance(now);
+        let typed = self.i8042.type_key(key);
+        self.drive(KEYBOARD_IRQ, self.i8042.irq());
+        typed
+    }
+
+    fn screen(&self) -> Option<Vec<String>> {
+        self.vga.as_ref()?.screen()
+    }
+
     fn unclaimed(&self) -> u64 {
         self.unclaimed
     }
@@ -258,7 +334,7 @@ impl Pc {
     /// Brings the timers that are due up to now, with their interrupt lines.
     fn expire(&mut self) {
         let due = |deadline: u64| deadline <= self.now.0;
-        let [pit, rtc, pm, uart, lapic] = self.deadlines.map(due);
+        let [pit, rtc, pm, uart, lapic, hpet] = self.deadlines.map(due);
         if pit {
             self.pit.advance(self.now);
             self.pit_changed();
@@ -275,6 +351,9 @@ impl Pc {
             self.uart.advance(self.now);
             self.uart_changed();
         }
+        if hpet {
+            self.hpet_changed();
+        }
         if lapic {
             self.lapic.advance(self.now);
             self.refresh(Timer::Lapic);
@@ -290,6 +369,7 @@ impl Pc {
             Timer::AcpiPm => self.pm.next_deadline(),
             Timer::Uart => self.uart.next_deadline(),
             Timer::Lapic => self.lapic.next_deadline(),
+            Timer::Hpet => self.hpet.as_ref().and_then(Hpet::next_deadline),
         };
         self.deadlines[timer as usize] = deadline.map_or(NEVER, |tsc| tsc.0);
         self.deadline = self.deadlines.into_iter().fold(NEVER, u64::min);
@@ -297,15 +377,16 @@ impl Pc {
 
     /// An edge of the timer's output is a pulse here, so that one whose predecessor was not seen to fall counts too.
     fn pit_changed(&mut self) {
-        if self.pit.take_edge() {
-            self.drive(layout::PIT_IRQ, false);
-            self.drive(layout::PIT_IRQ, true);
+        if self.pit.take_edge() && !self.hpet_replaces_legacy() {
+            self.pulse(layout::PIT_IRQ);
         }
         self.refresh(Timer::Pit);
     }
 
     fn rtc_changed(&mut self) {
-        self.drive(layout::RTC_IRQ, self.rtc.irq());
+        if !self.hpet_replaces_legacy() {
+            self.drive(layout::RTC_IRQ, self.rtc.irq());
+        }
         self.refresh(Timer::Rtc);
     }
 
@@ -317,6 +398,60 @@ impl Pc {
     fn uart_changed(&mut self) {
         self.drive(layout::COM1_IRQ, self.uart.irq());
         self.refresh(Timer::Uart);
+    }
+
+    /// Brings the HPET up to now and passes its interrupts on.
+    fn hpet_changed(&mut self) {
+        let Some(hpet) = &mut self.hpet else { return };
+        hpet.advance(self.now);
+        let edges = hpet.take_edges();
+        let states: [_; hpet::TIMERS] = core::array::from_fn(|n| (hpet.route(n), edges >> n & 1 != 0, hpet.level(n)));
+        let mut pins = 0;
+        for (route, edge, level) in states {
+            let irq = match route {
+                Some(hpet::Route::Pit) => layout::PIT_IRQ,
+                Some(hpet::Route::Rtc) => layout::RTC_IRQ,
+                Some(hpet::Route::Pin(pin)) => {
+                    pins |= u32::from(level) << (pin & 31);
+                    if edge {
+                        self.ioapic.set_line(pin, true);
+                        self.ioapic.set_line(pin, false);
+                    }
+                    continue;
+                }
+                None => continue,
+            };
+            if edge {
+                self.pulse(irq);
+            }
+            self.drive(irq, level);
+        }
+        for pin in 0..32 {
+            if (pins ^ self.hpet_pins) >> pin & 1 != 0 {
+                self.ioapic.set_line(pin, pins >> pin & 1 != 0);
+            }
+        }
+        self.hpet_pins = pins;
+        self.deliver();
+        self.refresh(Timer::Hpet);
+    }
+
+    fn hpet_replaces_legacy(&self) -> bool {
+        self.hpet.as_ref().is_some_and(Hpet::replaces_legacy)
+    }
+
+    fn ide_changed(&mut self) {
+        let Some(ide) = &self.ide else { return };
+        let levels = [ide::Which::Primary, ide::Which::Secondary].map(|which| ide.irq(which));
+        for (irq, level) in layout::IDE_IRQS.into_iter().zip(levels) {
+            self.drive(irq, level);
+        }
+    }
+
+    /// A rising edge of an ISA interrupt line, even where the one before was not seen to fall.
+    fn pulse(&mut self, irq: u8) {
+        self.drive(irq, false);
+        self.drive(irq, true);
     }
 
     /// Sets the level of an ISA interrupt line.
@@ -362,13 +497,32 @@ impl Pc {
         self.lapic.passes_extint() || (self.ioapic.extint_enabled() && self.lapic.accepts_messages())
     }
 
+    /// Counts an access that was not `answered`.
+    fn answered(&mut self, answered: bool) -> bool {
+        if !answered {
+            self.count_unclaimed();
+        }
+        answered
+    }
+
     fn count_unclaimed(&mut self) {
         self.unclaimed = self.unclaimed.saturating_add(1);
     }
 }
 
-fn memory_map() -> Result<Bus<Gpa, Page>, Overlap> {
+/// Whether there is an IDE controller: with a drive, and where firmware will look for one.
+fn has_ide(extras: &Extras) -> bool {
+    extras.cdrom.is_some() || extras.firmware.is_some()
+}
+
+fn memory_map(extras: &Extras) -> Result<Bus<Gpa, Page>, Overlap> {
     let mut map = Bus::new();
+    if extras.vga {
+        map.claim(layout::VGA_WINDOW, layout::VGA_WINDOW_SIZE, Page::Vga)?;
+    }
+    if extras.hpet {
+        map.claim(layout::HPET, PAGE_4K, Page::Hpet)?;
+    }
     map.claim(layout::IOAPIC, PAGE_4K, Page::IoApic)?;
     map.claim(layout::LAPIC, PAGE_4K, Page::Lapic)?;
     Ok(map)

@@ -1,7 +1,8 @@
 use super::*;
+use alloc::vec;
 use lamina_arch::msr;
 use lamina_arch::time::Frequency;
-use lamina_vmm::chipset::Extras;
+use lamina_vmm::chipset::FirmwareFile;
 use proptest::prelude::*;
 
 const HZ: u64 = 1_000_000_000;
@@ -17,6 +18,13 @@ fn setup() -> ChipsetSetup {
     }
 }
 
+/// Everything that a PC may have.
+fn all_extras() -> Extras {
+    let files = vec![FirmwareFile::number("etc/sercon-port", 0x3f8)];
+    let image: Vec<u8> = (0..8 * 2048usize).map(|n| (n / 2048).to_le_bytes()[0]).collect();
+    Extras { firmware: Some(files), vga: true, hpet: true, cdrom: Some(image.leak()) }
+}
+
 fn pc() -> Pc {
     Pc::new(&setup())
 }
@@ -30,6 +38,10 @@ struct Rig {
 impl Rig {
     fn new() -> Rig {
         Rig { pc: pc(), now: 0 }
+    }
+
+    fn with_everything() -> Rig {
+        Rig { pc: Pc::new(&ChipsetSetup { extras: all_extras(), ..setup() }), now: 0 }
     }
 
     fn outb(&mut self, port: u16, value: u8) -> Signal {
@@ -84,8 +96,10 @@ impl Rig {
 
 #[test]
 fn the_maps_have_no_overlap() {
-    assert!(ports::map().is_ok());
-    assert!(memory_map().is_ok());
+    for extras in [Extras::default(), all_extras()] {
+        assert!(ports::map(&extras).is_ok());
+        assert!(memory_map(&extras).is_ok());
+    }
 }
 
 #[test]
@@ -269,7 +283,26 @@ fn clock_and_keyboard_interrupt_on_lines_8_and_1() {
     assert_eq!(rig.pc.next_deadline(), Some(Tsc(2 * HZ)));
     rig.quiet(&[(0x64, 0x60), (0x60, 0x01), (0x60, 0xf2)]);
     assert_eq!(rig.pc.acknowledge(), Some(0x31));
-    assert_eq!(rig.inb(0x60), 0xfe);
+    assert_eq!(rig.inb(0x60), 0xfa);
+    assert!(!rig.pc.interrupt_pending(), "in service");
+    rig.quiet(&[(0x20, 0x20)]);
+    assert_eq!(rig.pc.acknowledge(), Some(0x31), "each byte of an answer is an edge");
+    assert_eq!((rig.inb(0x60), rig.inb(0x60)), (0xab, 0x83));
+}
+
+#[test]
+fn a_key_that_is_typed_interrupts_with_its_make_and_break_codes() {
+    let mut rig = Rig::new();
+    rig.program_pics(1 << 1);
+    assert_eq!(rig.outb(0x64, 0x60), Signal::None);
+    assert_eq!(rig.outb(0x60, 0x65), Signal::None);
+    assert!(rig.pc.type_key(Tsc(0), Key::Char('x')));
+    for code in [0x2d, 0xad] {
+        assert_eq!(rig.pc.acknowledge(), Some(0x31));
+        assert_eq!(rig.inb(0x60), code);
+        rig.quiet(&[(0x20, 0x20)]);
+    }
+    assert!(!rig.pc.interrupt_pending());
 }
 
 #[test]
@@ -373,6 +406,8 @@ enum Op {
     Nmi,
     Output(u8),
     Input(u8),
+    Key(char),
+    Dma(bool),
     Sleep(u64),
     ToDeadline,
 }
@@ -382,7 +417,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => prop::sample::select(vec![
             0x20u16, 0x21, 0xa0, 0xa1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0x3f8, 0x3f9,
             0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x4d0, 0x4d1, 0x600, 0x602, 0x604, 0x605, 0x608, 0xcf8, 0xcf9, 0xcfc, 0xcff,
-            0xf4, 0x8900,
+            0xf4, 0x8900, 0x510, 0x511, 0x514, 0x518, 0x170, 0x174, 0x176, 0x177, 0x376, 0x1f7, 0x3c0, 0x3c4, 0x3c5,
+            0x3ce, 0x3cf, 0x3d4, 0x3d5, 0x3da, 0xc000, 0xc004,
         ]),
         1 => any::<u16>(),
     ];
@@ -394,6 +430,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => prop::sample::select(vec![layout::IOAPIC.0, layout::IOAPIC.0 + 0x10]),
         1 => (0u64..0x1000).prop_map(|n| layout::LAPIC.0 + n),
         1 => (0u64..0x1000).prop_map(|n| layout::IOAPIC.0 + n),
+        3 => (0u64..0x30).prop_map(|n| layout::HPET.0 + n * 8),
+        1 => (0u64..0x1000).prop_map(|n| layout::HPET.0 + n),
+        1 => (0u64..0x2_0000).prop_map(|n| layout::VGA_WINDOW.0 + n),
         1 => any::<u64>(),
     ];
     let long = prop_oneof![any::<u64>(), 0u64..256, (0u64..0x80_0000), Just(0), Just(u64::MAX)];
@@ -417,6 +456,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Nmi),
         1 => any::<u8>().prop_map(Op::Output),
         1 => any::<u8>().prop_map(Op::Input),
+        1 => any::<char>().prop_map(Op::Key),
+        1 => any::<bool>().prop_map(Op::Dma),
         4 => prop_oneof![0u64..1_000_000, 0u64..1_000_000_000_000, any::<u64>()].prop_map(Op::Sleep),
         4 => Just(Op::ToDeadline),
     ]
@@ -432,13 +473,26 @@ fn check_caches(pc: &Pc) {
         pc.pm.next_deadline(),
         pc.uart.next_deadline(),
         pc.lapic.next_deadline(),
+        pc.hpet.as_ref().and_then(Hpet::next_deadline),
     ];
     let earliest = deadlines.into_iter().flatten().min().filter(|tsc| tsc.0 != NEVER);
     // The cache may be too early (an interrupt that waits makes a deadline superfluous), never too late.
     if let Some(earliest) = earliest {
         assert!(pc.next_deadline().is_some_and(|cached| cached <= earliest), "{:?} {earliest:?}", pc.next_deadline());
     }
-    let levels = [(1, pc.i8042.irq()), (4, pc.uart.irq()), (8, pc.rtc.irq()), (9, pc.pm.sci())];
+    let rtc = match &pc.hpet {
+        Some(hpet) if hpet.replaces_legacy() => hpet.level(1),
+        _ => pc.rtc.irq(),
+    };
+    let ide = |which| pc.ide.as_ref().is_some_and(|ide| ide.irq(which));
+    let levels = [
+        (1, pc.i8042.irq()),
+        (4, pc.uart.irq()),
+        (8, rtc),
+        (9, pc.pm.sci()),
+        (14, ide(ide::Which::Primary)),
+        (15, ide(ide::Which::Secondary)),
+    ];
     for (irq, level) in levels {
         assert_eq!(pc.lines >> irq & 1 != 0, level, "interrupt line {irq}");
     }
@@ -450,10 +504,11 @@ proptest! {
     #[test]
     fn nothing_a_guest_does_panics(ops in prop::collection::vec(any_op(), 0..200), hz in prop_oneof![
         Just(HZ), 1u64..100, any::<u64>()
-    ], start in prop_oneof![Just(0u64), any::<u64>()], memory in any::<u64>(), unix_seconds in any::<u64>()) {
+    ], start in prop_oneof![Just(0u64), any::<u64>()], memory in any::<u64>(), unix_seconds in any::<u64>(),
+       everything in any::<bool>()) {
         let setup = ChipsetSetup {
             tsc: Frequency::from_hz(hz), now: Tsc(start), memory, unix_seconds, apic_id: 0,
-            extras: Extras::default(),
+            extras: if everything { all_extras() } else { Extras::default() },
         };
         let mut pc = Pc::new(&setup);
         let mut now = Tsc(start);
@@ -490,6 +545,16 @@ proptest! {
                 Op::Input(count) => {
                     prop_assert!(pc.give_input(now, &[b'a'; 256][..usize::from(count)]) <= 16);
                 }
+                Op::Key(key) => {
+                    pc.type_key(now, Key::Char(key));
+                }
+                Op::Dma(works) => {
+                    let mut data = [0; TRANSFER_MAX];
+                    if let Some(request) = pc.dma_request(&mut data) {
+                        prop_assert!(request.length <= TRANSFER_MAX);
+                        pc.dma_complete(works.then_some(&data[..request.length]));
+                    }
+                }
                 Op::Sleep(ticks) => {
                     now = now + ticks;
                     pc.advance(now);
@@ -507,3 +572,6 @@ proptest! {
         }
     }
 }
+
+#[path = "pc_extras_tests.rs"]
+mod extras;

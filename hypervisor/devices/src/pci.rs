@@ -1,90 +1,86 @@
-//! PCI configuration space by mechanism 1 (PCI Local Bus Specification, "Configuration Mechanism #1"), with the two
-//! functions of every PC of the i440FX kind: host bridge (Intel 82441FX) and ISA bridge (Intel 82371SB).
+//! PCI configuration space by mechanism 1 (PCI Local Bus Specification, "Configuration Mechanism #1"), with the
+//! functions of a PC of the i440FX kind: host bridge (Intel 82441FX), ISA bridge, IDE (Intel 82371SB) and power
+//! management (Intel 82371AB).
 //!
-//! Owns the address register and the configuration registers of both. No function here decodes memory or ports yet;
-//! everywhere else on the bus reads give all ones, writes go nowhere.
+//! Owns the address register and the configuration registers. Everywhere else on the bus reads give all ones, writes
+//! go nowhere. What the registers mean beyond their own bits is for others to act on: [`Pci::attributes`] tells what
+//! the programmable attribute map says of an address, [`Pci::bus_master_ports`] where IDE's bus master answers,
+//! [`Pci::route`] which interrupt a PCI interrupt line has. The map has no effect on memory: all of 0xc0000 to 0xfffff
+//! is memory that the guest may write, filled with the firmware's image at the start. Firmware that shadows itself
+//! copies that image over itself, and finds afterwards what it wrote.
 
-/// Registers of one function. Unit: bytes.
-const SIZE: usize = 256;
+mod function;
+
+use alloc::vec::Vec;
+use function::{Function, SIZE};
+use lamina_arch::addr::Gpa;
+use lamina_vmm::layout::PM1A_EVENT_PORT;
+
 /// Address register: the data port reaches configuration space.
 const ENABLE: u32 = 1 << 31;
 /// Address register: bits that exist (enable, bus, device, function, doubleword).
 const ADDRESS_MASK: u32 = ENABLE | 0x00ff_fffc;
+/// Bus, device and function, as the address register packs them.
+const HOST_BRIDGE: u32 = 0x0000;
+const ISA_BRIDGE: u32 = 0x0008;
+const IDE: u32 = 0x0009;
+const POWER: u32 = 0x000b;
+/// Command register: decodes ports.
+const COMMAND_IO: u8 = 1 << 0;
+/// Host bridge: the first of the programmable attribute map's seven registers.
+const PAM: usize = 0x59;
+/// ISA bridge: route of the first of four interrupt lines.
+const PIRQ: usize = 0x60;
+/// PIRQ route: goes nowhere.
+const PIRQ_OFF: u8 = 1 << 7;
+/// IDE: base of the bus master's ports.
+const BAR4: usize = 0x20;
+/// Where the bus master's ports are before anyone moves them.
+const BUS_MASTER_PORT: u16 = 0xc000;
+/// Subsystem of a machine that has the firmware configuration device: vendor and device of QEMU's, by which SeaBIOS
+/// knows where to look for it.
+const SUBSYSTEM: [u8; 4] = [0xf4, 0x1a, 0x00, 0x11];
 
-/// One function's registers, and which of their bits a guest can change.
-#[derive(Clone, Debug, PartialEq)]
-struct Function {
-    registers: [u8; SIZE],
-    writable: [u8; SIZE],
+/// Which functions there are besides the two bridges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Functions {
+    /// The IDE controller, 00:01.1.
+    pub ide: bool,
+    /// What firmware needs: power management, 00:01.3, and subsystem identifiers of the host bridge.
+    pub firmware: bool,
 }
 
-impl Function {
-    const fn new(vendor: u16, device: u16, class: u32, revision: u8) -> Function {
-        let mut registers = [0; SIZE];
-        [registers[0], registers[1]] = vendor.to_le_bytes();
-        [registers[2], registers[3]] = device.to_le_bytes();
-        // Status: medium DEVSEL timing.
-        registers[7] = 0x02;
-        registers[8] = revision;
-        let [interface, subclass, base, _] = class.to_le_bytes();
-        registers[9] = interface;
-        registers[10] = subclass;
-        registers[11] = base;
-        Function { registers, writable: [0; SIZE] }
-    }
-
-    const fn allow(mut self, first: usize, last: usize, mask: u8) -> Function {
-        let mut at = first;
-        while at <= last && at < SIZE {
-            self.writable[at] = mask;
-            at += 1;
-        }
-        self
-    }
-
-    const fn preset(mut self, first: usize, last: usize, value: u8) -> Function {
-        let mut at = first;
-        while at <= last && at < SIZE {
-            self.registers[at] = value;
-            at += 1;
-        }
-        self
-    }
+/// What the programmable attribute map says of an address (Intel 82441FX, "PAM: Programmable Attribute Map Registers").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Reads go to memory, else to the ROM.
+    pub read: bool,
+    /// Writes go to memory, else nowhere.
+    pub write: bool,
 }
 
 /// Configuration space and its address register.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pci {
     address: u32,
-    host_bridge: Function,
-    isa_bridge: Function,
+    /// Each with its bus, device and function number.
+    functions: Vec<(u32, Function)>,
 }
 
 impl Pci {
     /// As after power-on.
-    pub const fn new() -> Pci {
-        Pci {
-            address: 0,
-            // Command: memory and bus master are on and stay so; the programmable attribute map (0x59 to 0x5f) is kept
-            // for firmware, without effect.
-            host_bridge: Function::new(0x8086, 0x1237, 0x06_0000, 2)
-                .preset(0x04, 0x04, 0x06)
-                .allow(0x05, 0x05, 0x01)
-                .allow(0x0d, 0x0d, 0xf8)
-                .allow(0x59, 0x5f, 0x77)
-                .allow(0x72, 0x72, 0x7f),
-            // Command: all three accesses are on. Interrupt routes (0x60 to 0x63) start disconnected.
-            isa_bridge: Function::new(0x8086, 0x7000, 0x06_0100, 0)
-                .preset(0x04, 0x04, 0x07)
-                .preset(0x4c, 0x4c, 0x4d)
-                .preset(0x4e, 0x4e, 0x03)
-                .preset(0x60, 0x63, 0x80)
-                .allow(0x4c, 0x4c, 0xff)
-                .allow(0x4e, 0x4f, 0xff)
-                .allow(0x60, 0x63, 0x8f)
-                .allow(0x69, 0x69, 0xfe)
-                .allow(0x82, 0x82, 0x0f),
+    pub fn new(present: Functions) -> Pci {
+        let mut functions = Vec::from([
+            (HOST_BRIDGE, host_bridge(present.firmware)),
+            (ISA_BRIDGE, isa_bridge(present.ide || present.firmware)),
+        ]);
+        if present.ide {
+            functions.push((IDE, ide()));
         }
+        if present.firmware {
+            functions.push((POWER, power()));
+        }
+        Pci { address: 0, functions }
     }
 
     /// Reads the address register (a doubleword at 0xcf8; any other access there is no business of PCI's).
@@ -99,10 +95,11 @@ impl Pci {
 
     /// Reads through the data port, `offset` bytes from 0xcfc. What lies beyond 0xcff reads as ones.
     pub fn read_data(&self, offset: u8, data: &mut [u8]) {
-        let (function, base) = (self.selected(), self.register());
+        let base = self.register();
+        let function = self.target().and_then(|target| self.function(target));
         for (at, byte) in (usize::from(offset)..).zip(data) {
             *byte = match function {
-                Some(function) if at < 4 => function.registers[(base + at) % SIZE],
+                Some(function) if at < 4 => function.read(base + at),
                 _ => 0xff,
             };
         }
@@ -111,12 +108,39 @@ impl Pci {
     /// Writes through the data port, `offset` bytes from 0xcfc.
     pub fn write_data(&mut self, offset: u8, data: &[u8]) {
         let base = self.register();
-        let Some(function) = self.selected_mut() else { return };
+        let Some(target) = self.target() else { return };
+        let Some((_, function)) = self.functions.iter_mut().find(|(number, _)| *number == target) else { return };
         for (at, &byte) in (usize::from(offset)..4).zip(data) {
-            let at = (base + at) % SIZE;
-            let mask = function.writable[at];
-            function.registers[at] = function.registers[at] & !mask | byte & mask;
+            function.write(base + at, byte);
         }
+    }
+
+    /// What the programmable attribute map says of `gpa`; `None` outside of 0xc0000 to 0xfffff.
+    pub fn attributes(&self, gpa: Gpa) -> Option<Attributes> {
+        // The map's nibbles: none, the upper 64 KiB, then 16 KiB each from 0xc0000 on.
+        let nibble = match gpa.0 {
+            0xf_0000..=0xf_ffff => 1,
+            0xc_0000..=0xe_ffff => usize::try_from((gpa.0 - 0xc_0000) >> 14).ok()? + 2,
+            _ => return None,
+        };
+        let bits = self.function(HOST_BRIDGE)?.read(PAM + nibble / 2) >> (4 * (nibble & 1));
+        Some(Attributes { read: bits & 1 != 0, write: bits & 2 != 0 })
+    }
+
+    /// The first of the 16 ports where IDE's bus master answers; `None` where it does not.
+    pub fn bus_master_ports(&self) -> Option<u16> {
+        let ide = self.function(IDE)?;
+        let base = u16::from_le_bytes([ide.read(BAR4) & 0xf0, ide.read(BAR4 + 1)]);
+        let high = ide.read(BAR4 + 2) | ide.read(BAR4 + 3);
+        (ide.read(0x04) & COMMAND_IO != 0 && high == 0 && base != 0).then_some(base)
+    }
+
+    /// The ISA interrupt that PCI interrupt line `pirq` (0 to 3: A to D) is routed to.
+    pub fn route(&self, pirq: u8) -> Option<u8> {
+        let route = self.function(ISA_BRIDGE)?.read(PIRQ + usize::from(pirq & 3));
+        // Interrupts 0 to 2, 8 and 13 are taken, and reserved as routes.
+        let reserved = matches!(route & 0xf, 0..=2 | 8 | 13);
+        (route & PIRQ_OFF == 0 && !reserved).then_some(route & 0xf)
     }
 
     const fn register(&self) -> usize {
@@ -128,93 +152,69 @@ impl Pci {
         if self.address & ENABLE != 0 { Some(self.address >> 8 & 0xffff) } else { None }
     }
 
-    fn selected(&self) -> Option<&Function> {
-        match self.target()? {
-            0 => Some(&self.host_bridge),
-            0x0008 => Some(&self.isa_bridge),
-            _ => None,
-        }
-    }
-
-    fn selected_mut(&mut self) -> Option<&mut Function> {
-        match self.target()? {
-            0 => Some(&mut self.host_bridge),
-            0x0008 => Some(&mut self.isa_bridge),
-            _ => None,
-        }
+    fn function(&self, target: u32) -> Option<&Function> {
+        self.functions.iter().find(|(number, _)| *number == target).map(|(_, function)| function)
     }
 }
 
-impl Default for Pci {
-    fn default() -> Self {
-        Self::new()
-    }
+const _: () = assert!(PAM + 12 / 2 < SIZE);
+
+/// Command: memory and bus master are on and stay so.
+fn host_bridge(firmware: bool) -> Function {
+    let bridge = Function::new(0x8086, 0x1237, 0x06_0000, 2)
+        .preset(0x04, &[0x06])
+        .allow(0x05, 0x05, 0x01)
+        .allow(0x0d, 0x0d, 0xf8)
+        .allow(PAM, 0x5f, 0x77)
+        // System management RAM, which there is not: its register is kept, for firmware that looks whether it is closed.
+        .allow(0x72, 0x72, 0x7f);
+    if firmware { bridge.preset(0x2c, &SUBSYSTEM).preset(0x72, &[0x02]) } else { bridge }
+}
+
+/// Command: all three accesses are on. Interrupt routes start disconnected.
+fn isa_bridge(multifunction: bool) -> Function {
+    Function::new(0x8086, 0x7000, 0x06_0100, 0)
+        .preset(0x04, &[0x07])
+        .preset(0x0e, &[if multifunction { 0x80 } else { 0 }])
+        .preset(0x4c, &[0x4d, 0x00, 0x03])
+        .preset(PIRQ, &[PIRQ_OFF; 4])
+        .allow(0x4c, 0x4c, 0xff)
+        .allow(0x4e, 0x4f, 0xff)
+        .allow(PIRQ, PIRQ + 3, 0x8f)
+        .allow(0x69, 0x69, 0xfe)
+        .allow(0x82, 0x82, 0x0f)
+}
+
+/// Both channels at their ISA ports and interrupts, whatever the timing registers say. Ports and bus master are on, as
+/// firmware leaves them.
+fn ide() -> Function {
+    let [low, high] = BUS_MASTER_PORT.to_le_bytes();
+    Function::new(0x8086, 0x7010, 0x01_0180, 0)
+        .preset(0x04, &[COMMAND_IO | 0x04])
+        .allow(0x04, 0x04, 0x05)
+        .allow(0x0d, 0x0d, 0xf0)
+        .preset(BAR4, &[low | 1, high])
+        .allow(BAR4, BAR4, 0xf0)
+        .allow(BAR4 + 1, BAR4 + 3, 0xff)
+        // The decode enables of both channels.
+        .preset(0x40, &[0x00, 0x80, 0x00, 0x80])
+        .allow(0x40, 0x44, 0xff)
+}
+
+/// The function by which firmware and guests know where the power management ports are: here they do not move. There
+/// is no SMBus behind it (its host controller reads as not enabled), and no system management mode: the control
+/// register says that its interrupt is set up already, so that firmware does not try to.
+fn power() -> Function {
+    let [low, high] = PM1A_EVENT_PORT.to_le_bytes();
+    Function::new(0x8086, 0x7113, 0x06_8000, 3)
+        .preset(0x04, &[COMMAND_IO])
+        .preset(0x3c, &[9, 1])
+        .allow(0x3c, 0x3c, 0xff)
+        .preset(0x40, &[low | 1, high])
+        .preset(0x5b, &[0x02])
+        .preset(0x80, &[0x01])
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read<const N: usize>(pci: &mut Pci, address: u32, offset: u8) -> [u8; N] {
-        pci.write_address(address);
-        let mut data = [0; N];
-        pci.read_data(offset, &mut data);
-        data
-    }
-
-    #[test]
-    fn the_address_register_reads_back_without_its_reserved_bits() {
-        let mut pci = Pci::new();
-        pci.write_address(0xffff_ffff);
-        assert_eq!(pci.read_address(), 0x80ff_fffc);
-    }
-
-    #[test]
-    fn both_bridges_answer_at_every_width_and_nothing_else_does() {
-        let mut pci = Pci::new();
-        assert_eq!(u32::from_le_bytes(read(&mut pci, 0x8000_0000, 0)), 0x1237_8086);
-        assert_eq!(u16::from_le_bytes(read(&mut pci, 0x8000_0000, 2)), 0x1237);
-        assert_eq!(read(&mut pci, 0x8000_0000, 3), [0x12]);
-        assert_eq!(u16::from_le_bytes(read(&mut pci, 0x8000_0000, 1)), 0x3780);
-        assert_eq!(u32::from_le_bytes(read(&mut pci, 0x8000_0008, 0)), 0x0600_0002);
-        assert_eq!(u32::from_le_bytes(read(&mut pci, 0x8000_0800, 0)), 0x7000_8086);
-        assert_eq!(u16::from_le_bytes(read(&mut pci, 0x8000_0808, 2)), 0x0601);
-        assert_eq!(read(&mut pci, 0x8000_080c, 2), [0], "header type: one function, no bridge");
-        for nobody in [0x8000_1000, 0x8000_0100, 0x8000_0900, 0x8001_0000, 0x0000_0000] {
-            assert_eq!(read(&mut pci, nobody, 0), [0xff; 4], "{nobody:#x}");
-        }
-        assert_eq!(read(&mut pci, 0x8000_0000, 3), [0x12, 0xff], "beyond the data port");
-    }
-
-    #[test]
-    fn only_writable_bits_change() {
-        let mut pci = Pci::new();
-        pci.write_address(0x8000_0000);
-        pci.write_data(0, &[0; 4]);
-        assert_eq!(u32::from_le_bytes(read(&mut pci, 0x8000_0000, 0)), 0x1237_8086);
-        pci.write_address(0x8000_0058);
-        pci.write_data(1, &[0xff]);
-        assert_eq!(read(&mut pci, 0x8000_0058, 0), [0x00, 0x77, 0x00, 0x00]);
-        pci.write_address(0x8000_0010);
-        pci.write_data(0, &[0xff; 4]);
-        assert_eq!(read(&mut pci, 0x8000_0010, 0), [0; 4], "no base address register claims a size");
-    }
-
-    proptest! {
-        #[test]
-        fn no_access_panics(accesses in prop::collection::vec((any::<u32>(), any::<u8>(), any::<u32>(), 1usize..=4,
-                                                               any::<bool>()), 0..50)) {
-            let mut pci = Pci::new();
-            for (address, offset, value, width, write) in accesses {
-                pci.write_address(address);
-                let mut data = value.to_le_bytes();
-                if write {
-                    pci.write_data(offset, &data[..width]);
-                } else {
-                    pci.read_data(offset, &mut data[..width]);
-                }
-            }
-        }
-    }
-}
+#[path = "pci_tests.rs"]
+mod tests;

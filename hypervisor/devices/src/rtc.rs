@@ -83,6 +83,13 @@ impl Rtc {
         Rtc { clock, index: 0, cmos, base_seconds: unix_seconds, base_tick: 0, weekday_shift: 0, seen: 0 }
     }
 
+    /// What firmware would have left in a register of the CMOS memory that is none of the clock's (from 0x0e on).
+    pub fn preset(&mut self, index: u8, value: u8) {
+        if index > REGISTER_D {
+            self.set_register(index, value);
+        }
+    }
+
     /// Writes the index port (0x70). Bit 7 masks NMIs, of which this PC has no source.
     pub const fn write_index(&mut self, value: u8) {
         self.index = value & 0x7f;

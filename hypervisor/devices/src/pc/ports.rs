@@ -4,11 +4,12 @@
 //! The exceptions: ACPI's registers, PCI's two ports and the status port take an access as a whole. Port 0xcf9 lies
 //! within PCI's address port; a byte there is the reset control register, a doubleword at 0xcf8 the address.
 
-use super::{KEYBOARD_IRQ, Pc};
+use super::{KEYBOARD_IRQ, Pc, has_ide};
 use crate::acpi_pm;
+use crate::ide::{self, BUS_MASTER_PORTS};
 use crate::pic::Which;
 use lamina_vmm::bus::{Bus, Overlap, open_bus};
-use lamina_vmm::chipset::Signal;
+use lamina_vmm::chipset::{Extras, Signal};
 use lamina_vmm::layout;
 
 /// What ends the VM, written bytewise to [`layout::SHUTDOWN_PORT`].
@@ -34,13 +35,18 @@ pub(super) enum Port {
     AcpiPm,
     ConfigAddress,
     ConfigData,
+    FwCfg,
+    FwCfgDma,
+    Ide(ide::Which),
+    IdeControl(ide::Which),
+    Vga,
     Post,
     Status,
     Shutdown,
 }
 
-/// The map of all ports.
-pub(super) fn map() -> Result<Bus<u16, Port>, Overlap> {
+/// The map of all ports that do not move.
+pub(super) fn map(extras: &Extras) -> Result<Bus<u16, Port>, Overlap> {
     let mut map = Bus::new();
     map.claim(0x20, 2, Port::Pic(Which::Master))?;
     map.claim(0x40, 4, Port::Pit)?;
@@ -58,6 +64,22 @@ pub(super) fn map() -> Result<Bus<u16, Port>, Overlap> {
     map.claim(0xcf8, 4, Port::ConfigAddress)?;
     map.claim(0xcfc, 4, Port::ConfigData)?;
     map.claim(layout::SHUTDOWN_PORT, 1, Port::Shutdown)?;
+    if extras.firmware.is_some() {
+        map.claim(layout::FW_CFG_PORT, 2, Port::FwCfg)?;
+        map.claim(layout::FW_CFG_DMA_PORT, 8, Port::FwCfgDma)?;
+    }
+    if has_ide(extras) {
+        for (n, which) in [ide::Which::Primary, ide::Which::Secondary].into_iter().enumerate() {
+            map.claim(layout::IDE_PORTS[n], 8, Port::Ide(which))?;
+            map.claim(layout::IDE_CONTROL_PORTS[n], 1, Port::IdeControl(which))?;
+        }
+    }
+    if extras.vga {
+        // Between the two places of the CRT controller lies a parallel port that this PC has not.
+        for (first, length) in [(0x3b4, 2), (0x3ba, 1), (0x3c0, 0x10), (0x3d4, 2), (0x3da, 1)] {
+            map.claim(first, length, Port::Vga)?;
+        }
+    }
     Ok(map)
 }
 
@@ -74,6 +96,14 @@ impl Pc {
             (Port::ConfigData, _) => self.pci.read_data(offset, data),
             (Port::ConfigAddress, 4) if offset == 0 => data.copy_from_slice(&self.pci.read_address().to_le_bytes()),
             (Port::ConfigAddress, 1) if port == layout::RESET_PORT => data.fill(self.reset_control),
+            (Port::FwCfgDma, _) if let Some(fw_cfg) = &self.fw_cfg => fw_cfg.read_address(offset, data),
+            (Port::Ide(which), _)
+                if offset == 0
+                    && let Some(ide) = &mut self.ide =>
+            {
+                ide.read_data(which, data);
+                self.ide_changed();
+            }
             _ => return self.read_bytes(port, data),
         }
         true
@@ -98,6 +128,24 @@ impl Pc {
                 Some(Signal::None)
             }
             (Port::ConfigAddress, &[value]) if port == layout::RESET_PORT => Some(self.write_reset_control(value)),
+            (Port::FwCfg, &[low, high])
+                if offset == 0
+                    && let Some(fw_cfg) = &mut self.fw_cfg =>
+            {
+                fw_cfg.select(u16::from_le_bytes([low, high]));
+                Some(Signal::None)
+            }
+            (Port::FwCfgDma, _) if let Some(fw_cfg) = &mut self.fw_cfg => {
+                Some(if fw_cfg.write_address(offset, data) { Signal::Dma } else { Signal::None })
+            }
+            (Port::Ide(which), _)
+                if offset == 0
+                    && let Some(ide) = &mut self.ide =>
+            {
+                ide.write_data(which, data);
+                self.ide_changed();
+                Some(Signal::None)
+            }
             (Port::Status, _) => {
                 let value = data.iter().take(4).rev().fold(0, |value, &byte| value << 8 | u32::from(byte));
                 Some(Signal::Status(value))
@@ -132,7 +180,10 @@ impl Pc {
 
     /// A byte of the eight-bit devices.
     fn read_byte(&mut self, port: u16) -> Option<u8> {
-        let (device, offset) = self.ports.find(port)?;
+        let Some((device, offset)) = self.ports.find(port) else {
+            let offset = self.bus_master_offset(port)?;
+            return Some(self.ide.as_ref()?.read_bus_master(offset));
+        };
         let offset = (offset & 0xff) as u8;
         Some(match device {
             Port::Uart => {
@@ -151,6 +202,8 @@ impl Pc {
             Port::SystemControl => self.pit.read_control(self.now),
             Port::KeyboardData => {
                 let value = self.i8042.read_data();
+                // The next byte is an edge of its own.
+                self.drive(KEYBOARD_IRQ, false);
                 self.keyboard_changed();
                 value
             }
@@ -161,17 +214,28 @@ impl Pc {
                 self.rtc_changed();
                 value
             }
+            Port::FwCfg if offset == 1 => self.fw_cfg.as_mut()?.read_data(),
+            Port::Ide(which) => {
+                let value = self.ide.as_mut()?.read(which, offset);
+                self.ide_changed();
+                value
+            }
+            Port::IdeControl(which) => self.ide.as_ref()?.read_alternate_status(which),
+            Port::Vga => self.vga.as_mut()?.read(self.now, port)?,
             Port::Post => self.post,
             // The index port is write-only, as are the last two; the others are not eight bits wide.
-            Port::Cmos | Port::AcpiPm | Port::ConfigAddress | Port::ConfigData | Port::Status | Port::Shutdown => {
-                return None;
-            }
+            Port::Cmos | Port::Status | Port::Shutdown => return None,
+            Port::AcpiPm | Port::ConfigAddress | Port::ConfigData | Port::FwCfg | Port::FwCfgDma => return None,
         })
     }
 
     /// A byte to the eight-bit devices.
     fn write_byte(&mut self, port: u16, value: u8) -> Option<Signal> {
-        let (device, offset) = self.ports.find(port)?;
+        let Some((device, offset)) = self.ports.find(port) else {
+            let offset = self.bus_master_offset(port)?;
+            self.ide.as_mut()?.write_bus_master(offset, value);
+            return Some(Signal::None);
+        };
         let offset = (offset & 0xff) as u8;
         let mut signal = Signal::None;
         match device {
@@ -191,7 +255,7 @@ impl Pc {
                 self.pit.write(self.now, offset, value);
                 self.pit_changed();
                 // Rising edges were told already.
-                if !self.pit.out0(self.now) {
+                if !self.pit.out0(self.now) && !self.hpet_replaces_legacy() {
                     self.drive(layout::PIT_IRQ, false);
                 }
             }
@@ -210,11 +274,31 @@ impl Pc {
                 self.rtc.write_data(self.now, value);
                 self.rtc_changed();
             }
+            Port::Ide(which) => {
+                self.ide.as_mut()?.write(which, offset, value);
+                self.ide_changed();
+            }
+            Port::IdeControl(which) => {
+                self.ide.as_mut()?.write_control(which, value);
+                self.ide_changed();
+            }
+            Port::Vga => {
+                if !self.vga.as_mut()?.write(port, value) {
+                    return None;
+                }
+            }
             Port::Post => self.post = value,
             Port::Shutdown => signal = self.write_shutdown(value),
             Port::AcpiPm | Port::ConfigAddress | Port::ConfigData | Port::Status => return None,
+            Port::FwCfg | Port::FwCfgDma => return None,
         }
         Some(signal)
+    }
+
+    /// How far `port` is into the ports of IDE's bus master, which the guest may move.
+    fn bus_master_offset(&self, port: u16) -> Option<u16> {
+        let offset = port.checked_sub(self.pci.bus_master_ports()?)?;
+        (offset < BUS_MASTER_PORTS).then_some(offset)
     }
 
     fn keyboard_changed(&mut self) {

@@ -35,7 +35,10 @@ pub fn locate(source: &Source) -> Result<PathBuf> {
 }
 
 /// Builds one bare-metal package and returns its program.
-fn build(package: &str, program: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// It does not build; the compiler's words went to standard error.
+pub fn build(package: &str, program: &str) -> Result<PathBuf> {
     // The build that started this program handed down where cargo is.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::backend::Refusal;
 use crate::config::ConfigError;
 use crate::report::say;
-use crate::{image, run, testing};
+use crate::{bench, check, image, run, testing};
 
 /// Usage or configuration is wrong.
 const USAGE: u8 = 2;
@@ -37,6 +37,10 @@ enum Command {
     Image(image::Arguments),
     /// Run the host tests, then the boot scenarios
     Test(testing::Arguments),
+    /// Check formatting, lints, documentation, dependencies and the project's own rules
+    Check(check::Arguments),
+    /// Measure what Lamina costs
+    Bench(bench::Arguments),
 }
 
 /// Does what the command line says.
@@ -45,6 +49,8 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::command(&arguments),
         Command::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => testing::command(&arguments),
+        Command::Check(arguments) => check::command(&arguments),
+        Command::Bench(arguments) => bench::command(&arguments),
     };
     result.unwrap_or_else(|error| {
         say(format_args!("error: {error:#}"));

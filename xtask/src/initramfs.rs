@@ -48,6 +48,15 @@ pub fn busybox(program: &Path) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
+/// Builds an archive in which there is nothing but an `/init`.
+pub fn single(init: &[u8]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.entry("dev", DIRECTORY, (0, 0), b"");
+    archive.entry("dev/console", TERMINAL, (5, 1), b"");
+    archive.entry("init", PROGRAM, (0, 0), init);
+    archive.finish()
+}
+
 /// An archive being written. Owners, times and inode numbers are fixed, so that the same content gives the same bytes.
 #[derive(Default)]
 struct Archive {

@@ -10,7 +10,9 @@
 
 pub mod artifacts;
 pub mod backend;
+pub mod bench;
 pub mod bundle;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod image;

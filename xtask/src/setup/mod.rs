@@ -8,6 +8,7 @@ pub mod apt;
 pub mod bochs;
 pub mod boot;
 pub mod debian;
+pub mod deny;
 pub mod rust;
 
 use std::fs::File;

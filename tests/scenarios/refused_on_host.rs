@@ -29,7 +29,7 @@ fn run(stage: &Stage) -> Result<()> {
         (one("kernel = \"lies\""), "kernel = \"[^\"]*lies\""),
         (one("kernel = \"hello\"\nkernle = \"hello\""), "kernle = \"hello\": unknown key"),
         (one("kernel = \"hello\"\nmemory = \"3X\""), "memory = \"3X\""),
-        (one("kernel = \"hello\"\nmemory = \"4096G\""), "memory = \"4096G\": does not fit"),
+        (one("kernel = \"hello\"\nmemory = \"1024G\""), "memory = \"1024G\": does not fit"),
         (one(linux), "initrd = \"[^\"]*initrd\""),
         (two, "name = \"a\": another VM"),
         ("[[vm]\n".to_owned(), "line 1"),

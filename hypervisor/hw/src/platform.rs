@@ -99,6 +99,12 @@ impl<B: Backend> Host for Platform<B> {
         interrupts::dispatch(vector);
     }
 
+    fn handle_pending_interrupts(&mut self) {
+        // STI takes effect behind the next instruction: what waits is taken between NOP and CLI.
+        // SAFETY: every vector has a handler, and no lock is held here that one of them takes.
+        unsafe { core::arch::asm!("sti", "nop", "cli") };
+    }
+
     fn handle_nmi(&mut self) {
         // Through the IDT: the handler's IRET also ends the blocking of NMIs that the exit began.
         // SAFETY: vector 2 has a handler with a stack of its own, which returns.

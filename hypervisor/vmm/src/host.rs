@@ -50,6 +50,10 @@ pub trait Host: HostMemory {
     /// Handles an interrupt of the machine's that ended a guest's run.
     fn handle_interrupt(&mut self, vector: u8);
 
+    /// Handles the interrupts of the machine's that wait, without waiting for any. A guest's exit hands over one at a
+    /// time; on Bochs none came out of a guest that spins with interrupts off, so each turn of the run loop looks.
+    fn handle_pending_interrupts(&mut self);
+
     /// Handles a non-maskable interrupt of the machine's that ended a guest's run.
     fn handle_nmi(&mut self);
 

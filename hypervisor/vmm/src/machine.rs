@@ -28,6 +28,12 @@ use crate::vm::Vm;
 
 /// Status of the machine when every VM ended as intended.
 const STATUS_GOOD: u32 = 0;
+/// How long a timer that did not wake its VM is not looked at. Unit: nanoseconds.
+const FUTILE_TIMER_NS: u64 = 100_000;
+/// A VM that is reset this often in a row is stopped: each time costs the others the loading of its image.
+const RESETS_MAX: u32 = 8;
+/// A VM that ran this long since its last reset starts counting anew. Unit: nanoseconds.
+const RESET_REST_NS: u64 = 1_000_000_000;
 /// Status of the machine when one did not.
 const STATUS_BAD: u32 = 1;
 
@@ -35,6 +41,12 @@ const STATUS_BAD: u32 = 1;
 struct Slot<H: Host, C> {
     config: VmConfig,
     state: State<H, C>,
+    /// A timer of a VM that waits came due and did not wake it: its next one does not count before this. Else a timer
+    /// that can never interrupt would keep the others from running.
+    not_before: Tsc,
+    /// When it was last reset, and how often in a row without [`RESET_REST_NS`] in between.
+    last_reset: Tsc,
+    resets: u32,
 }
 
 enum State<H: Host, C> {
@@ -86,7 +98,13 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
             }
             machine.console.add_vm(&config.name);
             machine.scheduler.add(config.weight);
-            machine.slots.push(Slot { config, state: State::Ended { intended: false } });
+            machine.slots.push(Slot {
+                config,
+                state: State::Ended { intended: false },
+                not_before: Tsc(0),
+                last_reset: Tsc(0),
+                resets: 0,
+            });
             match refused {
                 Some(why) => machine.ended(index, 0, &StopReason::Refused(format!("{why}"))),
                 None => machine.start(index),
@@ -107,6 +125,7 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
 
     /// One iteration of the loop; the machine's status when it has ended.
     fn step(&mut self) -> Option<u32> {
+        self.host.handle_pending_interrupts();
         let now = self.host.now();
         self.serve_console(now);
         if let Some(status) = self.status_at_end() {
@@ -155,6 +174,15 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
 
     /// Starts VM `index` again from its image.
     fn reset(&mut self, index: usize) {
+        let now = self.host.now();
+        let rest = self.host.tsc_frequency().ticks_in_ns(RESET_REST_NS);
+        let slot = &mut self.slots[index];
+        slot.resets = if now.since(slot.last_reset) < rest { slot.resets + 1 } else { 1 };
+        slot.last_reset = now;
+        if slot.resets > RESETS_MAX {
+            self.stop(index, &StopReason::ResetLoop { resets: RESETS_MAX });
+            return;
+        }
         if self.take_down(index).is_some() {
             self.console.vm_stopped(index);
             let line = format!("{} reset", self.slots[index].config.name);
@@ -238,18 +266,22 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
 
     /// Wakes every VM that waits and has an interrupt by `now`.
     fn wake_due(&mut self, now: Tsc) {
+        let futile = self.host.tsc_frequency().ticks_in_ns(FUTILE_TIMER_NS);
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let State::Alive(vm) = &mut slot.state else { continue };
             if self.scheduler.is_runnable(index) {
                 continue;
             }
             let at = Tsc(now.since(vm.started));
-            if vm.chipset.next_deadline().is_some_and(|deadline| deadline <= at) {
+            let due = vm.chipset.next_deadline().is_some_and(|deadline| deadline <= at);
+            if due {
                 vm.chipset.advance(at);
             }
             vm.nmi_waits |= vm.chipset.take_nmi();
             if vm.nmi_waits || vm.chipset.interrupt_pending() {
                 self.scheduler.wake(index);
+            } else if due {
+                slot.not_before = now + futile;
             }
         }
     }
@@ -259,7 +291,7 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
     fn next_event(&self, running: Option<usize>) -> Option<Tsc> {
         let waiting = self.slots.iter().enumerate().filter_map(|(index, slot)| match &slot.state {
             State::Alive(vm) if Some(index) != running && !self.scheduler.is_runnable(index) => {
-                vm.chipset.next_deadline().map(|deadline| vm.started + deadline.0)
+                vm.chipset.next_deadline().map(|deadline| (vm.started + deadline.0).max(slot.not_before))
             }
             _ => None,
         });

@@ -50,6 +50,11 @@ pub enum StopReason {
         /// Where.
         rip: u64,
     },
+    /// It was reset again and again without running in between.
+    ResetLoop {
+        /// How often.
+        resets: u32,
+    },
     /// The processor refused to enter the guest.
     EntryFailed(EntryFailure),
     /// The configuration, the image or the machine did not allow it to start.
@@ -93,6 +98,7 @@ impl fmt::Display for StopReason {
             StopReason::UnknownExit { reason, qualification, rip } => {
                 write!(f, "unknown exit reason {reason:#x}, qualification {qualification:#x}, rip {rip:#x}")
             }
+            StopReason::ResetLoop { resets } => write!(f, "reset {resets} times in a row"),
             StopReason::EntryFailed(failure) => {
                 write!(f, "VM entry failed: {}", failure.error)?;
                 failure.broken_rules.iter().try_for_each(|rule| write!(f, "; {rule}"))

@@ -33,6 +33,8 @@ enum Left {
 impl<H: Host, C: Chipset> Machine<'_, H, C> {
     /// Runs VM `index` until its slice ends at `until`, it waits, or it stops.
     pub(super) fn run_vm(&mut self, index: usize, until: Tsc) {
+        // What a turn costs is this VM's, all of it: switching to it, and starting it again.
+        let from = self.host.now();
         if self.loaded != Some(index) {
             self.unload();
         }
@@ -42,11 +44,8 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
             vm.vcpu.load();
             self.loaded = Some(index);
         }
-        let before = self.host.now();
         let mut around = Surroundings { host: &mut self.host, console: &mut self.console, slot: index };
         let left = turn(vm, &mut around, limit);
-        let ran = self.host.now().since(before);
-        self.scheduler.charge(index, ran);
         match left {
             Left::SliceEnd => {}
             Left::Yielded => self.scheduler.give_up(),
@@ -54,6 +53,8 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
             Left::Reset => self.reset(index),
             Left::Stopped(reason) => self.stop(index, &reason),
         }
+        let ran = self.host.now().since(from);
+        self.scheduler.charge(index, ran);
     }
 }
 

@@ -255,6 +255,8 @@ impl Host for FakeHost {
         self.world.with_mut(Shared::handle_interrupt);
     }
 
+    fn handle_pending_interrupts(&mut self) {}
+
     fn handle_nmi(&mut self) {
         self.world.with_mut(|w| w.nmis += 1);
     }

@@ -119,6 +119,8 @@ bitflags! {
         const DF = 1 << 10;
         /// Overflow.
         const OF = 1 << 11;
+        /// Resume: no instruction breakpoint on the next instruction.
+        const RF = 1 << 16;
         /// Virtual-8086 mode.
         const VM = 1 << 17;
         /// Alignment check.

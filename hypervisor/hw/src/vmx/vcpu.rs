@@ -10,7 +10,7 @@ use core::arch::asm;
 
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
-use lamina_arch::event::{Event, Interruptibility};
+use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::Exit;
 use lamina_arch::hypercall;
 use lamina_arch::msr;
@@ -48,6 +48,9 @@ const BLOCKING_BY_NMI: u32 = 1 << 3;
 
 /// Where DR6 is among the debug registers that are switched.
 const DR6: usize = 4;
+
+/// Pending debug exceptions: a single step.
+const SINGLE_STEP: u64 = 1 << 14;
 
 /// MSRs that move when another vCPU comes in.
 const SWITCHED: [u32; 6] =
@@ -145,7 +148,16 @@ impl VmxVcpu {
             }
         }
         self.cache.write(Slot::Rip, rip);
+        let flags = self.slot(Slot::Rflags);
         let mut vmcs = self.vmcs.current();
+        if flags & (Rflags::TF | Rflags::RF).bits() != 0 {
+            // What the processor does behind an instruction: RF is over, and a single step traps.
+            self.cache.write(Slot::Rflags, flags & !Rflags::RF.bits());
+            if flags & Rflags::TF.bits() != 0 {
+                let pending = vmcs.read(field::GUEST_PENDING_DEBUG);
+                vmcs.write(field::GUEST_PENDING_DEBUG, pending | SINGLE_STEP);
+            }
+        }
         let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
         if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0 {
             vmcs.write(field::GUEST_INTERRUPTIBILITY, state & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
@@ -364,6 +376,21 @@ impl Vcpu for VmxVcpu {
     }
 
     fn inject(&mut self, event: Event) {
+        // The delivery of an exception ends the one-instruction shadow, and VM entry refuses a shadow with RFLAGS.TF set
+        // and no single-step pending; an NMI is injected only where none is blocked, or again after its own delivery
+        // was cut short (SDM vol. 3, "Checks on Guest Non-Register State").
+        let ends = match event.kind {
+            EventKind::External => 0,
+            EventKind::Nmi => BLOCKING_BY_NMI,
+            _ => BLOCKING_BY_STI | BLOCKING_BY_MOV_SS,
+        };
+        if ends != 0 {
+            let mut vmcs = self.vmcs.current();
+            let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+            if state & ends != 0 {
+                vmcs.write(field::GUEST_INTERRUPTIBILITY, state & !ends);
+            }
+        }
         self.event = Some(event);
     }
 

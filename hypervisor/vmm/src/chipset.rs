@@ -112,7 +112,7 @@ pub enum Key {
 
 /// The devices of one VM.
 ///
-/// `now` is always the guest's TSC, and never runs backwards between two calls. Data is little-endian, and its length
+/// `now` is always the ticks since the VM started, without what the guest adds to its own TSC, and never runs backwards between two calls. Data is little-endian, and its length
 /// is the width of the access: 1, 2, 4 or (MMIO only) 8 bytes.
 pub trait Chipset: Sized {
     /// A chipset as after power-on.

@@ -23,7 +23,7 @@ pub fn resume(vmcs: &mut Current<'_>, cache: &mut Cache, event: Option<Event>, d
         vmcs.write(field::ENTRY_INTERRUPTION_INFORMATION, interruption::encode(&event));
     }
     let left = deadline.since(timer::now());
-    // Rounded up, so that a deadline is never met early only to be entered for again.
+    // Rounded up: a deadline met early is an entry for nothing.
     let ticks = left.div_ceil(1 << timer_shift);
     vmcs.write(field::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
 }

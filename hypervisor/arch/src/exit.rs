@@ -14,6 +14,8 @@ pub enum Exit {
     },
     /// A non-maskable interrupt of the machine's.
     HostNmi,
+    /// A machine check of the machine's: nobody can say whose fault it is.
+    HostMachineCheck,
     /// The time slice, or the deadline given to `run`, is over.
     SliceEnd,
     /// The guest can now take an external interrupt.
@@ -171,6 +173,7 @@ impl Exit {
             Exit::Cr(_) => Kind::Cr,
             Exit::NestedFault(_) | Exit::NestedMisconfiguration { .. } => Kind::Nested,
             Exit::TripleFault
+            | Exit::HostMachineCheck
             | Exit::CacheFlush
             | Exit::Xsetbv
             | Exit::Undefined

@@ -105,6 +105,11 @@ impl<B: Backend> Host for Platform<B> {
         unsafe { core::arch::asm!("sti", "nop", "cli") };
     }
 
+    fn handle_machine_check(&mut self) {
+        // SAFETY: vector 18 has a handler with a stack of its own, which reports and ends the machine.
+        unsafe { core::arch::asm!("int 18") };
+    }
+
     fn handle_nmi(&mut self) {
         // Through the IDT: the handler's IRET also ends the blocking of NMIs that the exit began.
         // SAFETY: vector 2 has a handler with a stack of its own, which returns.

@@ -76,7 +76,8 @@ impl ExtendedState {
     /// State as after reset: every component in its initial configuration, XCR0 = 1.
     pub fn new() -> ExtendedState {
         let size = components().size.max(576);
-        let layout = Layout::from_size_align(size, 64).unwrap_or(Layout::new::<[u64; 512]>());
+        // The size that the processor tells is below 2^32, so this is a layout.
+        let Ok(layout) = Layout::from_size_align(size, 64) else { unreachable!("{size} bytes are no layout") };
         // SAFETY: the layout's size is not 0.
         let Some(area) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
         // SAFETY: the area is at least 576 bytes long, ours, and aligned to 64 bytes. XRSTOR loads MXCSR from here

@@ -54,6 +54,9 @@ pub trait Host: HostMemory {
     /// time; on Bochs none came out of a guest that spins with interrupts off, so each turn of the run loop looks.
     fn handle_pending_interrupts(&mut self);
 
+    /// Handles a machine check of the machine's that came up while a guest ran. Ends the machine, with a report.
+    fn handle_machine_check(&mut self);
+
     /// Handles a non-maskable interrupt of the machine's that ended a guest's run.
     fn handle_nmi(&mut self);
 

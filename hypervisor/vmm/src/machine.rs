@@ -219,7 +219,7 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
         let slot = &mut self.slots[index];
         let intended = reason.is_intended() && (status == 0 || *reason == StopReason::Console);
         slot.state = State::Ended { intended };
-        self.console.log_line(&format!("{} stopped: {reason} (status {status})", slot.config.name));
+        self.console.announce(&format!("{} stopped: {reason} (status {status})", slot.config.name));
     }
 
     /// Moves console input and output; acts on commands.

@@ -178,6 +178,7 @@ fn decode_exception(c: &Captured) -> Option<Exit> {
     let event = interruption::decode(c.interruption, c.interruption_error, c.instruction_length)?;
     Some(match event.kind {
         EventKind::Nmi => Exit::HostNmi,
+        EventKind::HardwareException if event.vector == vector::MC => Exit::HostMachineCheck,
         // INT1 sets nothing in DR6: it is delivered as what it is.
         EventKind::HardwareException if event.vector == vector::DB => {
             Exit::Debug { dr6: c.qualification & DEBUG_STATUS }
@@ -318,6 +319,12 @@ mod tests {
         assert_eq!(decode(&c), Exit::HostNmi);
         let c = Captured { reason: 0, interruption: 0x8000_0b0e, interruption_error: 7, ..Captured::default() };
         assert_eq!(decode(&c), Exit::Exception(Event::exception(14, Some(7))));
+    }
+
+    #[test]
+    fn a_machine_check_is_the_machines() {
+        let c = Captured { interruption: 0x8000_0312, ..Captured::default() };
+        assert_eq!(decode(&c), Exit::HostMachineCheck);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub enum Unsupported {
     NoXsave,
     /// Controls of this kind are missing; the bits.
     Controls(&'static str, u32),
+    /// Accesses to CR3 always exit; the controls.
+    ForcedExits(u32),
     /// VMXON failed.
     VmxonFailed,
 }
@@ -59,6 +61,9 @@ impl fmt::Display for Unsupported {
             Unsupported::NoXsave => write!(f, "this processor has no XSAVE"),
             Unsupported::Controls(kind, bits) => {
                 write!(f, "this processor's VT-x lacks {kind} controls {bits:#x}")
+            }
+            Unsupported::ForcedExits(bits) => {
+                write!(f, "this processor's VT-x cannot run a guest without exits for CR3 (controls {bits:#x})")
             }
             Unsupported::VmxonFailed => write!(f, "VMXON failed"),
         }
@@ -166,6 +171,13 @@ fn unlock() -> Result<(), Unsupported> {
     Ok(())
 }
 
+/// Whether the processor has IA32_TSC_AUX, and so RDTSCP or RDPID.
+pub fn has_tsc_aux() -> bool {
+    let cpuid = CpuId::new();
+    let rdtscp = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_rdtscp());
+    rdtscp || cpuid.get_extended_feature_info().is_some_and(|features| features.has_rdpid())
+}
+
 /// Computes the controls.
 fn controls(capabilities: &Capabilities) -> Result<Controls, Unsupported> {
     let of = |kind, capability, required, optional| {
@@ -194,6 +206,10 @@ fn controls(capabilities: &Capabilities) -> Result<Controls, Unsupported> {
         | ExitControls::LOAD_EFER;
     let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
     let processor = of("processor-based", capabilities.processor_controls(), processor.bits(), 0)?;
+    let forced = processor & (ProcessorBased::CR3_LOAD_EXITING | ProcessorBased::CR3_STORE_EXITING).bits();
+    if forced != 0 {
+        return Err(Unsupported::ForcedExits(forced));
+    }
     let allowed = capabilities.allowed_secondary();
     let ept = EptVpidCapabilities::WALK_LENGTH_4
         | EptVpidCapabilities::WRITE_BACK
@@ -207,8 +223,12 @@ fn controls(capabilities: &Capabilities) -> Result<Controls, Unsupported> {
     if !allowed.contains(Secondary::UNRESTRICTED_GUEST) {
         return Err(Unsupported::NoUnrestrictedGuest);
     }
-    let required = Secondary::ENABLE_EPT | Secondary::ENABLE_VPID | Secondary::UNRESTRICTED_GUEST;
-    let optional = Secondary::ENABLE_RDTSCP | Secondary::ENABLE_INVPCID | Secondary::WBINVD_EXITING;
+    let mut required = Secondary::ENABLE_EPT | Secondary::ENABLE_VPID | Secondary::UNRESTRICTED_GUEST;
+    // What CPUID shows to guests must work in them.
+    required.set(Secondary::ENABLE_RDTSCP, has_tsc_aux());
+    let extended = CpuId::new().get_extended_feature_info();
+    required.set(Secondary::ENABLE_INVPCID, extended.is_some_and(|features| features.has_invpcid()));
+    let optional = Secondary::WBINVD_EXITING;
     Ok(Controls {
         pin: of("pin-based", capabilities.pin_controls(), pin.bits(), 0)?,
         processor,

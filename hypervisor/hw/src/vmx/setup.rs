@@ -17,8 +17,9 @@ use crate::control::tr;
 pub const CR0_OWNED: Cr0 = Cr0::NE.union(Cr0::CD).union(Cr0::NW);
 /// The CR0 bits that are set in the machine's register while a guest runs, whatever it reads.
 pub const CR0_FORCED: Cr0 = Cr0::NE.union(Cr0::ET);
-/// The CR4 bits that are set in the machine's register while a guest runs, whatever it reads.
-pub const CR4_FORCED: Cr4 = Cr4::VMXE;
+/// The CR4 bits that are set in the machine's register while a guest runs, whatever it reads: without MCE, a machine
+/// check would shut the processor down.
+pub const CR4_FORCED: Cr4 = Cr4::VMXE.union(Cr4::MCE);
 
 /// Writes every field that never changes, or whose first value counts.
 pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16) {
@@ -33,8 +34,8 @@ pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16) {
     vmcs.write(field::IO_BITMAP_B, shared.io_bitmap_b.hpa().0);
     vmcs.write(field::MSR_BITMAP, shared.msr_bitmap.hpa().0);
     // #AC and #DB can be made to recur in their own delivery without an instruction in between; seen here and injected,
-    // each recurrence is an exit. Everything else is the guest's own affair.
-    vmcs.write(field::EXCEPTION_BITMAP, 1 << vector::AC | 1 << vector::DB);
+    // each recurrence is an exit. #MC is the machine's. Everything else is the guest's own affair.
+    vmcs.write(field::EXCEPTION_BITMAP, 1 << vector::AC | 1 << vector::DB | 1 << vector::MC);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR3_TARGET_COUNT, 0);

@@ -17,7 +17,7 @@ use lamina_arch::msr;
 use lamina_arch::regs::{Gprs, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::time::Tsc;
-use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased};
+use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
 use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event};
 use lamina_arch::vmx::field;
 use lamina_arch::vmx::rules;
@@ -52,7 +52,7 @@ const DR6: usize = 4;
 /// Pending debug exceptions: a single step.
 const SINGLE_STEP: u64 = 1 << 14;
 
-/// MSRs that move when another vCPU comes in.
+/// MSRs that move when another vCPU comes in. The last one not every processor has.
 const SWITCHED: [u32; 6] =
     [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GS_BASE, msr::IA32_TSC_AUX];
 
@@ -118,20 +118,26 @@ impl VmxVcpu {
         explain(&self.vmcs.current(), &self.shared.capabilities, error)
     }
 
+    /// The MSRs of [`SWITCHED`] that this processor has.
+    fn switched(&self) -> &'static [u32] {
+        let tsc_aux = self.shared.controls.secondary & Secondary::ENABLE_RDTSCP.bits() != 0;
+        if tsc_aux { &SWITCHED } else { &SWITCHED[..SWITCHED.len() - 1] }
+    }
+
     fn switched_index(index: u32) -> usize {
         SWITCHED.iter().position(|&m| m == index).unwrap_or(0)
     }
 
     fn read_switched(&self, index: u32) -> u64 {
         let at = Self::switched_index(index);
-        if self.loaded { read_msr(SWITCHED[at]) } else { self.switched[at] }
+        if self.loaded && at < self.switched().len() { read_msr(index) } else { self.switched[at] }
     }
 
     fn write_switched(&mut self, index: u32, value: u64) {
         let at = Self::switched_index(index);
         self.switched[at] = value;
-        if self.loaded {
-            write_msr(SWITCHED[at], value);
+        if self.loaded && at < self.switched().len() {
+            write_msr(index, value);
         }
     }
 
@@ -444,8 +450,8 @@ impl Vcpu for VmxVcpu {
             return;
         }
         self.extended.load();
-        for (index, value) in SWITCHED.into_iter().zip(self.switched) {
-            write_msr(index, value);
+        for (index, value) in self.switched().iter().zip(self.switched) {
+            write_msr(*index, value);
         }
         write_debug(&self.debug);
         write_cr2(self.cr2);
@@ -458,8 +464,8 @@ impl Vcpu for VmxVcpu {
         }
         self.loaded = false;
         self.extended.save();
-        for (index, value) in SWITCHED.into_iter().zip(&mut self.switched) {
-            *value = read_msr(index);
+        for (index, value) in self.switched().iter().zip(&mut self.switched) {
+            *value = read_msr(*index);
         }
         self.debug = read_debug();
         self.cr2 = read_cr2();
@@ -467,12 +473,12 @@ impl Vcpu for VmxVcpu {
 }
 
 fn read_msr(index: u32) -> u64 {
-    // SAFETY: reading one of `SWITCHED`, which every processor with VMX in 64-bit mode has, changes nothing.
+    // SAFETY: reading one of `SWITCHED`, which the caller knows this processor to have, changes nothing.
     unsafe { Msr::new(index).read() }
 }
 
 fn write_msr(index: u32, value: u64) {
-    // SAFETY: one of `SWITCHED`: none of them has an effect on our own code, which uses neither SYSCALL, SWAPGS nor
+    // SAFETY: one of `SWITCHED` that this processor has: none of them has an effect on our own code, which uses neither SYSCALL, SWAPGS nor
     // RDTSCP. The value is one that the guest wrote by itself, so the processor has accepted it before, or 0.
     unsafe { Msr::new(index).write(value) };
 }

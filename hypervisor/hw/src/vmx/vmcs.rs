@@ -156,13 +156,24 @@ impl Current<'_> {
 /// INVEPT of the single context `ept_pointer` (SDM vol. 3, "INVEPT—Invalidate Translations Derived from EPT").
 pub fn invalidate_ept(ept_pointer: u64) {
     let descriptor = [ept_pointer, 0u64];
+    let failed: u8;
     // SAFETY: VMX is on and has this type of INVEPT: `enable` asked for it. It only drops cached translations.
-    unsafe { asm!("invept {}, [{}]", in(reg) 1u64, in(reg) &raw const descriptor, options(nostack)) };
+    unsafe {
+        asm!("invept {}, [{}]", "setna {}", in(reg) 1u64, in(reg) &raw const descriptor, out(reg_byte) failed,
+            options(nostack));
+    }
+    // To go on would be to keep translations to memory that is another guest's by now.
+    assert!(failed == 0, "INVEPT of {ept_pointer:#x} failed");
 }
 
 /// INVVPID of the single context `vpid` (SDM vol. 3, "INVVPID—Invalidate Translations Based on VPID").
 pub fn invalidate_vpid(vpid: u16) {
     let descriptor = [u64::from(vpid), 0u64];
+    let failed: u8;
     // SAFETY: VMX is on and has this type of INVVPID: `enable` asked for it. It only drops cached translations.
-    unsafe { asm!("invvpid {}, [{}]", in(reg) 1u64, in(reg) &raw const descriptor, options(nostack)) };
+    unsafe {
+        asm!("invvpid {}, [{}]", "setna {}", in(reg) 1u64, in(reg) &raw const descriptor, out(reg_byte) failed,
+            options(nostack));
+    }
+    assert!(failed == 0, "INVVPID of {vpid} failed");
 }

@@ -57,6 +57,11 @@ const COMMAND_MAX: usize = 256;
 
 const CTRL_A: u8 = 0x01;
 
+/// `line` without control characters: it is one line, whatever stands in it.
+fn clean(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect()
+}
+
 /// Something that input asks of the run loop. To be acted on before the next byte is given to [`Console::input`]:
 /// where that byte belongs may depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,14 +179,20 @@ impl Console {
     /// Writes `text` as the hypervisor's own; each of its lines is prefixed.
     pub fn log_line(&mut self, text: &str) {
         for line in text.lines() {
-            let clean: String = line.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect();
-            if self.own_queued + clean.len() > OWN_SHARE {
+            let line = clean(line);
+            if self.own_queued + line.len() > OWN_SHARE {
                 self.lost += 1;
             } else {
                 self.tell_lost();
-                self.emit(None, clean.as_bytes());
+                self.emit(None, line.as_bytes());
             }
         }
+    }
+
+    /// Writes a line of the hypervisor's own that is never left out: one of few, such as the end of a VM.
+    pub fn announce(&mut self, line: &str) {
+        self.tell_lost();
+        self.emit(None, clean(line).as_bytes());
     }
 
     /// Writes what a command answers; as [`Console::log_line`].

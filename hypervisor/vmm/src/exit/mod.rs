@@ -73,6 +73,10 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
             around.host.handle_interrupt(vector);
             Resume::SliceEnd
         }
+        Exit::HostMachineCheck => {
+            around.host.handle_machine_check();
+            Resume::Again
+        }
         Exit::HostNmi => {
             around.host.handle_nmi();
             Resume::Again

@@ -257,6 +257,10 @@ impl Host for FakeHost {
 
     fn handle_pending_interrupts(&mut self) {}
 
+    fn handle_machine_check(&mut self) {
+        panic!("the machine's machine check");
+    }
+
     fn handle_nmi(&mut self) {
         self.world.with_mut(|w| w.nmis += 1);
     }

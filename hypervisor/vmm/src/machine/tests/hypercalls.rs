@@ -72,6 +72,8 @@ fn what_is_wrong_has_its_error_and_no_effect() {
             hypercall(abi::CONSOLE_WRITE, TEXT, abi::CONSOLE_WRITE_MAX + 1),
             hypercall(abi::CONSOLE_WRITE, TEXT, u64::MAX),
             hypercall(abi::CONSOLE_WRITE, end - 4, 5),
+            // More than the hypervisor copies at once.
+            hypercall(abi::CONSOLE_WRITE, end - 300, 301),
             hypercall(abi::CONSOLE_WRITE, u64::MAX - 1, 4),
             hypercall(abi::CONSOLE_WRITE, 0xa_0000, 1),
             hypercall(abi::CONSOLE_WRITE, REGISTER.0, 1),
@@ -81,7 +83,7 @@ fn what_is_wrong_has_its_error_and_no_effect() {
         ],
     );
     let (inval, fault, nosys) = (abi::EINVAL, abi::EFAULT, abi::ENOSYS);
-    assert_eq!(got, [inval, inval, fault, fault, fault, fault, nosys, nosys, nosys]);
+    assert_eq!(got, [inval, inval, fault, fault, fault, fault, fault, nosys, nosys, nosys]);
     assert_eq!(world.lines_of("a"), [""; 0]);
 }
 

@@ -1,6 +1,7 @@
 //! Linux kernels (Linux, Documentation/arch/x86/boot.rst "The Linux/x86 Boot Protocol", and zero-page.rst).
 //!
-//! The kernel is entered at its 64-bit entry point, with the zero page in RSI: no code of the image's 16-bit part runs.
+//! The kernel is entered at its 64-bit entry point where it has one, else at its 32-bit one, with the zero page in RSI:
+//! no code of the image's 16-bit part runs.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -55,6 +56,8 @@ mod zero_page {
 
 const BOOT_FLAG: u16 = 0xaa55;
 const MAGIC: &[u8] = b"HdrS";
+/// First version with `pref_address` and `init_size`: without them nobody knows how much memory the kernel takes.
+const VERSION_2_10: u16 = 0x20a;
 /// First version with `xloadflags`.
 const VERSION_2_12: u16 = 0x20c;
 /// In `loadflags`: the protected-mode code goes to 1 MiB or above.
@@ -91,12 +94,14 @@ struct SetupHeader<'a> {
     initrd_addr_max: u64,
     /// Longest command line, without the zero byte. Unit: bytes.
     cmdline_size: u64,
+    /// It has the 64-bit entry point.
+    entry64: bool,
 }
 
 impl<'a> SetupHeader<'a> {
     fn parse(image: &'a [u8]) -> Result<SetupHeader<'a>, LoadError> {
         let version = u16_at(image, header::VERSION, "version")?;
-        if version < VERSION_2_12 {
+        if version < VERSION_2_10 {
             return Err(LoadError::OldBootProtocol(version));
         }
         let jump = u8_at(image, header::JUMP, "jump")?;
@@ -110,15 +115,13 @@ impl<'a> SetupHeader<'a> {
         let bytes = slice_at(image, start as u64, (end - start) as u64, "the setup header")?;
 
         let xloadflags = u16_at(image, header::XLOADFLAGS, "xloadflags")?;
-        if xloadflags & XLF_KERNEL_64 == 0 {
-            return Err(LoadError::No64BitEntry { xloadflags });
-        }
+        let entry64 = version >= VERSION_2_12 && xloadflags & XLF_KERNEL_64 != 0;
         let loadflags = u8_at(image, header::LOADFLAGS, "loadflags")?;
         if loadflags & LOADED_HIGH == 0 {
             let reason = "the kernel wants to be loaded below 1 MiB";
             return Err(LoadError::BadField { field: "loadflags", value: u64::from(loadflags), reason });
         }
-        let code = protected_mode_code(image)?;
+        let code = protected_mode_code(image, entry64)?;
 
         let init_size = u64::from(u32_at(image, header::INIT_SIZE, "init_size")?);
         if init_size < code.len() as u64 {
@@ -127,12 +130,13 @@ impl<'a> SetupHeader<'a> {
         }
         let initrd_addr_max = u64::from(u32_at(image, header::INITRD_ADDR_MAX, "initrd_addr_max")?);
         let cmdline_size = u64::from(u32_at(image, header::CMDLINE_SIZE, "cmdline_size")?);
-        Ok(SetupHeader { bytes, code, load_address: load_address(image)?, init_size, initrd_addr_max, cmdline_size })
+        let load_address = load_address(image)?;
+        Ok(SetupHeader { bytes, code, load_address, init_size, initrd_addr_max, cmdline_size, entry64 })
     }
 }
 
 /// The part of the image behind the 16-bit code. It may have a tail that `syssize` does not count: a signature.
-fn protected_mode_code(image: &[u8]) -> Result<&[u8], LoadError> {
+fn protected_mode_code(image: &[u8], entry64: bool) -> Result<&[u8], LoadError> {
     let setup_sects = match u8_at(image, header::SETUP_SECTS, "setup_sects")? {
         // "For backwards compatibility."
         0 => 4,
@@ -141,8 +145,8 @@ fn protected_mode_code(image: &[u8]) -> Result<&[u8], LoadError> {
     let offset = (setup_sects + 1) * 512;
     // In paragraphs of 16 bytes, rounded up.
     let length = u64::from(u32_at(image, header::SYSSIZE, "syssize")?) * 16;
-    if length <= ENTRY64 {
-        let reason = "the kernel ends before its 64-bit entry point";
+    if length <= if entry64 { ENTRY64 } else { 0 } {
+        let reason = "the kernel ends before its entry point";
         return Err(LoadError::BadField { field: "syssize", value: length / 16, reason });
     }
     let present = (image.len() as u64).saturating_sub(offset);
@@ -159,8 +163,8 @@ fn protected_mode_code(image: &[u8]) -> Result<&[u8], LoadError> {
     Ok(code)
 }
 
-/// Where the kernel goes: the address that it prefers. Lower, a 64-bit kernel moves itself there anyway; higher would
-/// be possible, but where the preferred place does not fit, nothing above it does.
+/// Where the kernel goes: the address that it prefers. Lower, a relocatable kernel moves itself there anyway; higher
+/// would be possible, but where the preferred place does not fit, nothing above it does.
 fn load_address(image: &[u8]) -> Result<u64, LoadError> {
     let preferred = u64_at(image, header::PREF_ADDRESS, "pref_address")?;
     let bad = |reason| LoadError::BadField { field: "pref_address", value: preferred, reason };
@@ -195,9 +199,19 @@ pub fn plan<'a>(image: &'a [u8], mut space: Space, args: &LoadArgs<'a>) -> Resul
     }
     let zero_page_size = zero_page::SIZE as u64;
     let zero_page_at = space.take_lowest(Part::BootData, zero_page_size, PAGE_4K, BOOT_DATA_FLOOR)?;
-    let stack = space.take_lowest(Part::BootData, STACK_SIZE, PAGE_4K, BOOT_DATA_FLOOR)?;
     let gprs = vec![(Gpr::Rsi, zero_page_at.0)];
-    let state = InitialState::long64(load_address.0 + ENTRY64, (stack + STACK_SIZE).0, gprs, &mut space, &mut pieces)?;
+    let state = if setup.entry64 {
+        let stack = space.take_lowest(Part::BootData, STACK_SIZE, PAGE_4K, BOOT_DATA_FLOOR)?;
+        let entry = load_address.0 + ENTRY64;
+        InitialState::long64(entry, (stack + STACK_SIZE).0, gprs, &mut space, &mut pieces)?
+    } else {
+        let entry = u32::try_from(load_address.0).map_err(|_| LoadError::BadField {
+            field: "pref_address",
+            value: load_address.0,
+            reason: "beyond 4 GiB, for a kernel of 32 bits",
+        })?;
+        InitialState::protected32(entry, gprs, &mut space, &mut pieces)?
+    };
     let cmdline_at = space.take_lowest(Part::CommandLine, length + 1, PAGE_4K, BOOT_DATA_FLOOR)?;
     pieces.push((cmdline_at, Piece::Made(c_string(args.cmdline))));
 

@@ -60,13 +60,8 @@ pub enum LoadError {
         /// What is wrong with that.
         reason: &'static str,
     },
-    /// The kernel speaks an older boot protocol than 2.12; the version's two bytes.
+    /// The kernel speaks an older boot protocol than 2.10; the version's two bytes.
     OldBootProtocol(u16),
-    /// The kernel has no 64-bit entry point.
-    No64BitEntry {
-        /// The field that would say so.
-        xloadflags: u16,
-    },
     /// A Multiboot image requires what this loader does not do; the flags not known.
     MultibootFlags(u32),
     /// Too many segments.
@@ -134,10 +129,7 @@ impl fmt::Display for LoadError {
             }
             LoadError::BadField { field, value, reason } => write!(f, "{field} is {value:#x}: {reason}"),
             LoadError::OldBootProtocol(version) => {
-                write!(f, "boot protocol {}.{:02} is older than 2.12", version >> 8, version & 0xff)
-            }
-            LoadError::No64BitEntry { xloadflags } => {
-                write!(f, "the kernel has no 64-bit entry point (xloadflags is {xloadflags:#x})")
+                write!(f, "boot protocol {}.{:02} is older than 2.10", version >> 8, version & 0xff)
             }
             LoadError::MultibootFlags(flags) => write!(f, "requires unknown Multiboot features: flags {flags:#x}"),
             LoadError::TooManySegments { count, limit } => write!(f, "{count} segments are more than {limit}"),

@@ -7,7 +7,7 @@
 
 use alloc::vec::Vec;
 
-use lamina_arch::addr::{Gpa, PAGE_4K};
+use lamina_arch::addr::Gpa;
 
 use crate::host::HostMemory;
 use crate::memory::GuestMemory;
@@ -154,8 +154,9 @@ fn c_string(line: &str) -> Vec<u8> {
     bytes
 }
 
-/// The lowest address for boot data: page 0 stays free, because a pointer to it would be null.
-const BOOT_DATA_FLOOR: Gpa = Gpa(PAGE_4K);
+/// The lowest address for boot data. Page 0 stays free, because a pointer to it would be null; and so do the first
+/// 64 KiB, where kernels put the 16-bit code that starts their other processors, before they have read any of this.
+const BOOT_DATA_FLOOR: Gpa = Gpa(0x1_0000);
 
 #[cfg(test)]
 mod tests;

@@ -92,6 +92,37 @@ fn the_kernel_starts_as_the_protocol_says() {
 }
 
 #[test]
+fn a_kernel_without_64_bit_entry_starts_at_its_32_bit_one() {
+    let mut bench = Bench::new(64 * MIB);
+    for (version, xloadflags) in [(0x20fu16, 4), (0x20b, 1)] {
+        let mut image = image();
+        set(&mut image, 0x206, &version.to_le_bytes());
+        set(&mut image, 0x236, &[xloadflags]);
+        let state = bench.load(&image, &LoadArgs { cmdline: "quiet", ..LoadArgs::default() }).unwrap();
+        assert_eq!((state.mode, state.rip), (Mode::Protected32, 0x100_0000));
+        assert!(state.cr0.contains(Cr0::PE) && !state.cr0.contains(Cr0::PG));
+        assert!(state.cr4.is_empty() && state.efer.is_empty());
+        assert_eq!((state.code.selector, state.data.selector), (0x10, 0x18));
+        assert_eq!(bench.number(state.gdt.base + 0x10, 8), 0x00cf_9b00_0000_ffff);
+        assert_eq!(bench.number(state.gdt.base + 0x18, 8), 0x00cf_9300_0000_ffff);
+        // EBP, EDI and EBX must be 0: only ESI is named.
+        let &[(Gpr::Rsi, zero_page)] = state.gprs.as_slice() else { panic!("{:?}", state.gprs) };
+        assert_eq!(bench.number(zero_page + 0x214, 4), 0x100_0000);
+        assert_eq!(bench.c_string(bench.number(zero_page + 0x228, 4)), "quiet");
+    }
+    // Short enough to have no 64-bit entry point, and good without one.
+    let mut image = image();
+    set(&mut image, 0x236, &[4]);
+    set(&mut image, 0x1f4, &[0x20, 0, 0, 0]);
+    set(&mut image, 0x248, &[0; 8]);
+    assert_eq!(check(&image, 64 * MIB, &LoadArgs::default()), Ok(()));
+    // Beyond 4 GiB, where only 64-bit code could be.
+    set(&mut image, 0x258, &(5 * PAGE_1G).to_le_bytes());
+    let error = check(&image, 8 * PAGE_1G, &LoadArgs::default()).unwrap_err();
+    assert!(matches!(error, LoadError::BadField { field: "pref_address", .. }), "{error}");
+}
+
+#[test]
 fn the_initrd_stays_below_its_limit_and_the_hole() {
     let mut image = image();
     let initrd = [7; 0x1800];
@@ -131,8 +162,7 @@ fn lies_are_named() {
         LoadError::BadField { field, .. } => field,
         other => panic!("{other:?}"),
     };
-    assert_eq!(lie(0x206, &0x20bu16.to_le_bytes()), LoadError::OldBootProtocol(0x20b));
-    assert_eq!(lie(0x236, &[0xfe]), LoadError::No64BitEntry { xloadflags: 0xfe });
+    assert_eq!(lie(0x206, &0x209u16.to_le_bytes()), LoadError::OldBootProtocol(0x209));
     assert_eq!(field(lie(0x201, &[0x61])), "jump");
     assert_eq!(field(lie(0x1f4, &[0x20, 0, 0, 0])), "syssize");
     assert_eq!(field(lie(0x260, &[0, 7, 0, 0])), "init_size");

@@ -55,7 +55,7 @@ fn a_kernel_of_32_bits_starts_as_the_specification_says() {
     assert_eq!(bench.number(state.gdt.base + u64::from(state.code.selector), 8), 0x00cf_9b00_0000_ffff);
 
     let info = gpr(&state, Gpr::Rbx);
-    assert!((0x1000..0xa_0000).contains(&info));
+    assert!((0x1_0000..0xa_0000).contains(&info));
     assert_eq!(bench.number(info, 4), 0b10_0100_1101);
     assert_eq!((bench.number(info + 4, 4), bench.number(info + 8, 4)), (640, 31 * 1024));
     assert_eq!(bench.c_string(bench.number(info + 16, 4)), "kernel -v");

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::config::Source;
-use crate::setup::debian;
+use crate::setup::archive::host_architecture;
+use crate::setup::debian::{self, Package};
 use crate::{initramfs, paths, report};
 
 /// What kernel and guests are built for.
@@ -29,8 +30,8 @@ pub fn locate(source: &Source) -> Result<PathBuf> {
     match source {
         Source::File(path) => Ok(path.clone()),
         Source::Guest(name) => build(&format!("guest-{name}"), name),
-        Source::Debian(package) => debian::kernel(package),
-        Source::Busybox => busybox(),
+        Source::Debian { package, file } => debian::image(package, file.as_deref()),
+        Source::Busybox(architecture) => busybox(architecture),
     }
 }
 
@@ -65,12 +66,13 @@ fn executable(messages: &str, program: &str) -> Option<PathBuf> {
 }
 
 /// The built-in initramfs, made anew each time: that takes milliseconds, and so it is never stale.
-fn busybox() -> Result<PathBuf> {
+fn busybox(architecture: &'static str) -> Result<PathBuf> {
     let installed = PathBuf::from("/usr/share/doc/busybox-static");
-    let program = if installed.is_dir() {
+    let program = if installed.is_dir() && host_architecture().as_deref() == Some(architecture) {
         PathBuf::from("/bin/busybox")
     } else {
-        let root = debian::fetch("busybox-static", "the shell of the built-in initramfs")?;
+        let package = Package { name: "busybox-static".to_owned(), architecture };
+        let root = debian::fetch_package(&package, "the shell of the built-in initramfs")?;
         ["bin/busybox", "usr/bin/busybox"]
             .map(|path| root.join(path))
             .into_iter()
@@ -79,7 +81,7 @@ fn busybox() -> Result<PathBuf> {
     };
     let archive = initramfs::busybox(&program)?;
     let cache = paths::cache()?;
-    let path = cache.join("busybox.cpio");
+    let path = cache.join(format!("busybox-{architecture}.cpio"));
     let partial = tempfile::NamedTempFile::new_in(&cache)?;
     std::fs::write(partial.path(), archive)?;
     partial.persist(&path)?;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use lamina_vmm::config::LogLevel;
 
+use crate::setup::debian::Package;
+
 pub use error::ConfigError;
 
 /// A checked configuration.
@@ -61,12 +63,17 @@ pub struct Module {
 pub enum Source {
     /// A file, its path made absolute; it exists.
     File(PathBuf),
-    /// `debian:PACKAGE`: the kernel of a Debian package.
-    Debian(String),
+    /// `debian:PACKAGE[:ARCHITECTURE][/FILE]`: a file of a Debian package, its kernel where none is named.
+    Debian {
+        /// The package.
+        package: Package,
+        /// The end of the file's path in it.
+        file: Option<String>,
+    },
     /// `guest:NAME`: a program of `guest/`; it exists.
     Guest(String),
-    /// `builtin:busybox`: the built-in initramfs.
-    Busybox,
+    /// `builtin:busybox[:ARCHITECTURE]`: the built-in initramfs, with programs of this architecture.
+    Busybox(&'static str),
 }
 
 const DEFAULT_MEMORY: u64 = 128 << 20;
@@ -113,9 +120,10 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Source::File(path) => write!(f, "\"{}\"", path.display()),
-            Source::Debian(package) => write!(f, "\"debian:{package}\""),
+            Source::Debian { package, file: None } => write!(f, "\"debian:{package}\""),
+            Source::Debian { package, file: Some(file) } => write!(f, "\"debian:{package}/{file}\""),
             Source::Guest(name) => write!(f, "\"guest:{name}\""),
-            Source::Busybox => f.write_str("\"builtin:busybox\""),
+            Source::Busybox(architecture) => write!(f, "\"builtin:busybox:{architecture}\""),
         }
     }
 }

@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::{Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vm, size};
 use crate::paths;
+use crate::setup::debian::{ARCHITECTURES, Package};
 
 /// The granularity of guest memory. Unit: bytes.
 const PAGE: u64 = 4096;
@@ -164,6 +165,8 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
     let kernel = source(&section, "kernel", &kernel, base, &["debian", "guest"])?;
     let initrd = match section.text("initrd")? {
         None => None,
+        // Its programs are for the kernel that it is given to.
+        Some(text) if text == "builtin:busybox" => Some(Source::Busybox(architecture(&kernel))),
         Some(text) => Some(source(&section, "initrd", &text, base, &["builtin"])?),
     };
     let mut modules = Vec::new();
@@ -226,12 +229,10 @@ fn source(section: &Section<'_>, key: &str, text: &str, base: &Path, schemes: &[
             return refuse(format!("{scheme:?} is not taken here; a path{}", known.concat()));
         }
         return match scheme {
-            "debian" if is_package_name(rest) => Ok(Source::Debian(rest.to_owned())),
-            "debian" => refuse("not the name of a Debian package".to_owned()),
+            "debian" => debian(rest).or_else(refuse),
             "guest" if guests().iter().any(|guest| guest == rest) => Ok(Source::Guest(rest.to_owned())),
             "guest" => refuse(format!("no such guest program; there are: {}", guests().join(", "))),
-            _ if rest == "busybox" => Ok(Source::Busybox),
-            _ => refuse("no such built-in initramfs; there is: busybox".to_owned()),
+            _ => builtin(rest).or_else(refuse),
         };
     }
     let path = base.join(text);
@@ -243,6 +244,50 @@ fn source(section: &Section<'_>, key: &str, text: &str, base: &Path, schemes: &[
     match std::path::absolute(&path) {
         Ok(path) => Ok(Source::File(path)),
         Err(error) => refuse(error.to_string()),
+    }
+}
+
+/// `PACKAGE[:ARCHITECTURE][/FILE]`.
+fn debian(text: &str) -> Result<Source, String> {
+    let (package, file) = match text.split_once('/') {
+        Some((package, file)) => (package, Some(file)),
+        None => (text, None),
+    };
+    let (name, architecture) = with_architecture(package)?;
+    if !is_package_name(name) {
+        return Err(format!("{name:?} is not the name of a Debian package"));
+    }
+    if let Some(file) = file
+        && !file.split('/').all(|part| !["", ".", ".."].contains(&part))
+    {
+        return Err(format!("{file:?} is not the end of a path in a package"));
+    }
+    let package = Package { name: name.to_owned(), architecture };
+    Ok(Source::Debian { package, file: file.map(str::to_owned) })
+}
+
+/// `busybox[:ARCHITECTURE]`.
+fn builtin(text: &str) -> Result<Source, String> {
+    match with_architecture(text)? {
+        ("busybox", architecture) => Ok(Source::Busybox(architecture)),
+        _ => Err("no such built-in initramfs; there is: busybox".to_owned()),
+    }
+}
+
+/// What stands before a `:`, and the architecture behind it.
+fn with_architecture(text: &str) -> Result<(&str, &'static str), String> {
+    let (name, architecture) = text.split_once(':').unwrap_or((text, ARCHITECTURES[0]));
+    match ARCHITECTURES.into_iter().find(|known| *known == architecture) {
+        Some(architecture) => Ok((name, architecture)),
+        None => Err(format!("{architecture:?} is no architecture of guests: {}", ARCHITECTURES.join(", "))),
+    }
+}
+
+/// The architecture of a kernel's programs, as far as its source tells.
+fn architecture(kernel: &Source) -> &'static str {
+    match kernel {
+        Source::Debian { package, .. } => package.architecture,
+        _ => ARCHITECTURES[0],
     }
 }
 

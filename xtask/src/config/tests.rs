@@ -5,6 +5,7 @@ use std::path::Path;
 use lamina_vmm::config::LogLevel;
 
 use super::*;
+use crate::setup::debian::Package;
 
 /// A configuration whose kernel is this very crate's manifest: the images themselves are checked elsewhere.
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -59,8 +60,9 @@ fn everything_at_once() {
     )
     .unwrap();
     assert_eq!(config.log, LogLevel::Debug);
-    assert_eq!(config.vms[0].kernel, Source::Debian("linux-image-cloud-amd64".to_owned()));
-    assert_eq!(config.vms[0].initrd, Some(Source::Busybox));
+    let package = Package::amd64("linux-image-cloud-amd64");
+    assert_eq!(config.vms[0].kernel, Source::Debian { package, file: None });
+    assert_eq!(config.vms[0].initrd, Some(Source::Busybox("amd64")));
     assert_eq!((config.vms[0].memory, config.vms[0].weight), (256 << 20, 50));
     assert_eq!(config.vms[1].modules[0].cmdline, "env");
     assert_eq!(config.memory(), (256 << 20) + 8192);
@@ -125,11 +127,38 @@ fn sources() {
     refused(kernel("guest:no-such-program"), &["kernel = \"guest:no-such-program\"", "no such guest program"]);
     refused(kernel("guest:rt"), &["no such guest program"]);
     refused(kernel("debian:-x"), &["kernel = \"debian:-x\"", "not the name"]);
+    refused(kernel("debian:linux-image-arm64:arm64"), &["\"arm64\" is no architecture", "amd64, i386"]);
+    refused(kernel("debian:memtest86+/"), &["not the end of a path"]);
+    refused(kernel("debian:memtest86+/../x"), &["\"../x\"", "not the end of a path"]);
     refused(kernel("debian:../x"), &["not the name"]);
     refused(kernel("builtin:busybox"), &["not taken here"]);
     refused(kernel("http://x"), &["\"http\" is not taken here"]);
     refused(one("initrd = \"builtin:toybox\""), &["no such built-in"]);
     refused(one("initrd = \"debian:busybox\""), &["not taken here"]);
+}
+
+#[test]
+fn packages_of_another_architecture_and_files_in_packages() {
+    let vm = |kernel: &str, initrd: &str| {
+        let text = format!("[[vm]]\nname = \"a\"\nkernel = {kernel:?}\ninitrd = {initrd:?}");
+        parse(&text).map(|config| config.vms[0].clone())
+    };
+    let pae = vm("debian:linux-image-686-pae:i386", "builtin:busybox").unwrap();
+    let package = Package { name: "linux-image-686-pae".to_owned(), architecture: "i386" };
+    assert_eq!(pae.kernel, Source::Debian { package, file: None });
+    assert_eq!(pae.kernel.to_string(), "\"debian:linux-image-686-pae:i386\"");
+    assert_eq!(pae.initrd, Some(Source::Busybox("i386")), "as the kernel");
+    let explicit = vm("debian:linux-image-686-pae:i386", "builtin:busybox:amd64").unwrap();
+    assert_eq!(explicit.initrd, Some(Source::Busybox("amd64")));
+    let named = vm("Cargo.toml", "builtin:busybox:i386").unwrap();
+    assert_eq!(named.initrd, Some(Source::Busybox("i386")));
+    refused(vm("Cargo.toml", "builtin:busybox:z80").map(|_| unreachable!()), &["\"z80\" is no architecture"]);
+
+    let memtest = vm("debian:memtest86+/memtest86+x64.bin", "builtin:busybox").unwrap();
+    let file = Some("memtest86+x64.bin".to_owned());
+    assert_eq!(memtest.kernel, Source::Debian { package: Package::amd64("memtest86+"), file });
+    let deep = vm("debian:multiboot:i386/multiboot/examples/kernel", "builtin:busybox").unwrap();
+    assert_eq!(deep.kernel.to_string(), "\"debian:multiboot:i386/multiboot/examples/kernel\"");
 }
 
 #[test]

@@ -8,17 +8,58 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{CannotInstall, apt, lock};
+use super::archive::Archive;
+use super::{CannotInstall, lock};
 use crate::paths::{self, find_program};
-use crate::report::{self, Progress};
+use crate::report;
+
+/// The architectures, by Debian's names, that a guest's program can be of; the first is meant where none is named.
+pub const ARCHITECTURES: [&str; 2] = ["amd64", "i386"];
+
+/// A Debian package.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// One of [`ARCHITECTURES`].
+    pub architecture: &'static str,
+}
+
+impl Package {
+    /// A package of amd64.
+    pub fn amd64(name: &str) -> Self {
+        Self { name: name.to_owned(), architecture: ARCHITECTURES[0] }
+    }
+}
+
+impl std::fmt::Display for Package {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)?;
+        if self.architecture == ARCHITECTURES[0] { Ok(()) } else { write!(f, ":{}", self.architecture) }
+    }
+}
+
+/// The directory that holds the files of a package for amd64, or for all architectures, under their paths in the
+/// package.
+///
+/// # Errors
+/// It is not in the cache and cannot be fetched.
+pub fn fetch(package: &str, why: &str) -> Result<PathBuf> {
+    fetch_package(&Package::amd64(package), why)
+}
 
 /// The directory that holds the files of a package, under their paths in the package.
 ///
 /// # Errors
 /// It is not in the cache and cannot be fetched.
-pub fn fetch(package: &str, why: &str) -> Result<PathBuf> {
+pub fn fetch_package(package: &Package, why: &str) -> Result<PathBuf> {
     let cache = paths::cache()?;
-    let directory = cache.join("debian").join(package);
+    let parent = cache.join("debian");
+    // No name of a package holds a `_`.
+    let directory = match package.architecture {
+        "amd64" => parent.join(&package.name),
+        other => parent.join(format!("{}_{other}", package.name)),
+    };
     if directory.is_dir() {
         return Ok(directory);
     }
@@ -34,29 +75,73 @@ pub fn fetch(package: &str, why: &str) -> Result<PathBuf> {
         return Ok(directory);
     }
     report::say(format_args!("fetching {package}: {why}"));
-    if !apt::knows(&[package]) {
-        apt::update()?;
+    let archive = Archive::for_architecture(package.architecture, &cache)?;
+    if !archive.knows(&package.name) {
+        // Some lists may be had where others are not; which are needed, the package's presence tells.
+        let updated = archive.update();
+        if !archive.knows(&package.name) {
+            updated?;
+        }
     }
-    let parent = cache.join("debian");
     fs::create_dir_all(&parent)?;
     let work = tempfile::Builder::new().prefix(".fetch").tempdir_in(&parent)?;
-    download(package, work.path()).or_else(|_| {
-        apt::update()?;
-        download(package, work.path())
+    archive.download(&package.name, work.path()).or_else(|error| {
+        // Lists that are too old name versions that are no longer served.
+        archive.update().and_then(|()| archive.download(&package.name, work.path())).map_err(|_| error)
     })?;
     unpack(work.path(), &directory).with_context(|| format!("cannot unpack Debian's package {package}"))?;
     Ok(directory)
 }
 
-/// Where the Linux kernel of a package is. A package that holds none but depends on a particular kernel stands for it.
+/// Where a file of a package is, or its Linux kernel where no file is named. A package that holds no kernel but
+/// depends on a particular one stands for that.
 ///
 /// # Errors
-/// The package cannot be fetched, or there is no kernel in it.
-pub fn kernel(package: &str) -> Result<PathBuf> {
-    let mut package = package.to_owned();
+/// The package cannot be fetched, or there is no such file in it.
+pub fn image(package: &Package, file: Option<&str>) -> Result<PathBuf> {
+    match file {
+        Some(file) => {
+            let directory = fetch_package(package, "a guest's image")?;
+            find(&directory, file).with_context(|| format!("Debian's package {package}"))
+        }
+        None => kernel(package),
+    }
+}
+
+/// The one file below `directory` whose path ends with `name`.
+fn find(directory: &Path, name: &str) -> Result<PathBuf> {
+    let mut found = Vec::new();
+    let mut all = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(next) = directories.pop() {
+        for entry in fs::read_dir(&next)?.filter_map(Result::ok) {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                directories.push(path);
+            } else if path.ends_with(name) && path.is_file() {
+                found.push(path);
+            } else if let Ok(path) = path.strip_prefix(directory) {
+                all.push(path.display().to_string());
+            }
+        }
+    }
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => {
+            all.retain(|path| path != DEPENDS && !path.contains("/share/doc/"));
+            all.sort();
+            all.truncate(20);
+            bail!("holds no file {name}; it holds {}", all.join(", "))
+        }
+        several => bail!("holds {} files {name}; name more of the path", several.len()),
+    }
+}
+
+fn kernel(package: &Package) -> Result<PathBuf> {
+    let mut package = package.clone();
     // A package for all versions names one for a version, which holds the kernel.
     for _ in 0..3 {
-        let directory = fetch(&package, "a guest's kernel")?;
+        let directory = fetch_package(&package, "a guest's kernel")?;
         let mut kernels: Vec<_> = match fs::read_dir(directory.join("boot")) {
             Ok(entries) => {
                 entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_kernel(path)).collect()
@@ -69,8 +154,11 @@ pub fn kernel(package: &str) -> Result<PathBuf> {
         }
         let depends = fs::read_to_string(directory.join(DEPENDS)).unwrap_or_default();
         match kernel_dependency(&depends) {
-            Some(next) => package = next.to_owned(),
-            None => bail!("Debian's package {package} holds no /boot/vmlinuz-* and depends on no linux-image-*"),
+            Some(next) => package.name = next.to_owned(),
+            None => bail!(
+                "Debian's package {package} holds no /boot/vmlinuz-* and depends on no linux-image-*; \
+                 a file in it is named \"debian:{package}/FILE\""
+            ),
         }
     }
     bail!("Debian's package {package} names no kernel")
@@ -89,16 +177,6 @@ fn kernel_dependency(depends: &str) -> Option<&str> {
         .split([',', '|'])
         .filter_map(|part| part.split_whitespace().next())
         .find(|name| name.starts_with("linux-image-"))
-}
-
-fn download(package: &str, directory: &Path) -> Result<()> {
-    let mut command = Command::new("apt-get");
-    command.args(["download", "-o", "APT::Status-Fd=1", package]).current_dir(directory);
-    if rustix::process::geteuid().is_root() {
-        // Its unprivileged user has no access to our directory, and warns about that.
-        command.args(["-o", "APT::Sandbox::User=root"]);
-    }
-    report::run("apt-get download", Progress::Apt, command)
 }
 
 /// Unpacks the one package in `work` and moves the result into place in one step: it is there completely or not.
@@ -130,6 +208,24 @@ fn unpack(work: &Path, directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_found_by_the_end_of_its_path() {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["boot/a.bin", "boot/b.bin", "usr/lib/x/b.bin"] {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let find = |name| find(directory.path(), name).map_err(|error| error.to_string());
+        assert_eq!(find("a.bin"), Ok(directory.path().join("boot/a.bin")));
+        assert_eq!(find("x/b.bin"), Ok(directory.path().join("usr/lib/x/b.bin")));
+        assert!(find("b.bin").unwrap_err().contains("2 files"));
+        // Whole names only, and no directories.
+        for name in ["bin", ".bin", "boot"] {
+            assert!(find(name).unwrap_err().contains("boot/a.bin, boot/b.bin, usr/lib/x/b.bin"), "{name}");
+        }
+    }
 
     #[test]
     fn a_meta_package_names_its_kernel() {

@@ -1,10 +1,11 @@
 //! Finds out what is missing on this host and gets it.
 //!
-//! Owns: system packages ([`apt`]), Debian packages unpacked into the cache ([`debian`]), Rust targets and toolchains
+//! Owns: system packages ([`apt`]), Debian packages unpacked into the cache ([`debian`], [`archive`]), Rust targets and toolchains
 //! ([`rust`]), the image builder ([`boot`]) and the emulator's build ([`bochs`]). Each function looks first, cheaply
 //! and without the network, and does nothing when nothing is missing; else it says in one line what it gets and why.
 
 pub mod apt;
+pub mod archive;
 pub mod bochs;
 pub mod boot;
 pub mod debian;

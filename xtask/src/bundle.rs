@@ -51,7 +51,7 @@ impl Images {
                 .map(|module| load::Module { bytes: self.get(&module.source), cmdline: &module.cmdline })
                 .collect();
             let initrd = vm.initrd.as_ref().map(|initrd| self.get(initrd));
-            let args = LoadArgs { initrd, modules: &modules, cmdline: &vm.cmdline, rsdp: None };
+            let args = LoadArgs { initrd, modules: &modules, cmdline: &vm.cmdline, ..LoadArgs::default() };
             if let Err(error) = load::check(self.get(&vm.kernel), vm.memory, &args) {
                 return Err(refusal(config, vm, error));
             }

@@ -65,6 +65,11 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The RSDP, which comes first.
+    pub fn rsdp_bytes(&self) -> &[u8] {
+        self.bytes.get(..Rsdp::len()).unwrap_or_default()
+    }
+
     /// Puts the tables where the guest finds them.
     ///
     /// # Errors

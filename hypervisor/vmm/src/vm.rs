@@ -15,7 +15,7 @@ use crate::console::Console;
 use crate::cpuid::{Cpuid, ModelInput};
 use crate::frames::FramePool;
 use crate::host::Host;
-use crate::load::{self, InitialState, LoadArgs, Module};
+use crate::load::{self, InitialState, LoadArgs, Module, Rsdp};
 use crate::memory::GuestMemory;
 use crate::msr::Msrs;
 use crate::nested::NestedTables;
@@ -208,6 +208,7 @@ fn load_image<H: Host>(
         .map(|m| Ok(Module { bytes: part(image, m.blob, "a module")?, cmdline: &m.cmdline }))
         .collect::<Result<Vec<_>, String>>()?;
     let initrd = config.initrd.map(|blob| part(image, blob, "the initrd")).transpose()?;
-    let args = LoadArgs { cmdline: &config.cmdline, initrd, modules: &modules, rsdp: Some(tables.rsdp) };
+    let rsdp = Some(Rsdp { at: tables.rsdp, bytes: tables.rsdp_bytes() });
+    let args = LoadArgs { cmdline: &config.cmdline, initrd, modules: &modules, rsdp, text_screen: false };
     load::load(part(image, config.kernel, "the kernel")?, &args, memory, host).map_err(|e| e.to_string())
 }

@@ -70,6 +70,9 @@ const ENTRY64: u64 = 0x200;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `vid_mode` "normal".
 const VIDEO_NORMAL: u16 = 0xffff;
+/// The first fields of the zero page, `screen_info`, for a VGA in text mode 3 with the cursor at the top left: its page,
+/// mode, columns, lines, `orig_video_isVGA` and the height of a character (Linux, include/uapi/linux/screen_info.h).
+const SCREEN_INFO: [u8; 18] = [0, 0, 0, 0, 0, 0, 3, 80, 0, 0, 0, 0, 0, 0, 25, 1, 16, 0];
 /// Stack for the first instructions; Linux sets up its own at once. Unit: bytes.
 const STACK_SIZE: u64 = PAGE_4K;
 
@@ -224,7 +227,7 @@ pub fn plan<'a>(image: &'a [u8], mut space: Space, args: &LoadArgs<'a>) -> Resul
         pieces.push((initrd_at, Piece::Given(initrd)));
     }
 
-    let zero_page = zero_page(&setup, space.memory_map(), cmdline_at, initrd_at, initrd.len() as u64, args.rsdp);
+    let zero_page = zero_page(&setup, space.memory_map(), cmdline_at, initrd_at, initrd.len() as u64, args);
     pieces.push((zero_page_at, Piece::Made(zero_page)));
     Ok(Plan { pieces, state })
 }
@@ -236,7 +239,7 @@ fn zero_page(
     cmdline: Gpa,
     initrd: Gpa,
     initrd_length: u64,
-    rsdp: Option<Gpa>,
+    args: &LoadArgs<'_>,
 ) -> Vec<u8> {
     let mut page = vec![0; zero_page::SIZE];
     // Everything that `Space` gives away lies below 4 GiB.
@@ -247,7 +250,10 @@ fn zero_page(
     put(&mut page, header::RAMDISK_IMAGE, &low32(initrd.0));
     put(&mut page, header::RAMDISK_SIZE, &low32(initrd_length));
     put(&mut page, header::CMD_LINE_PTR, &low32(cmdline.0));
-    put(&mut page, zero_page::ACPI_RSDP_ADDR, &rsdp.unwrap_or_default().0.to_le_bytes());
+    put(&mut page, zero_page::ACPI_RSDP_ADDR, &args.rsdp.map_or(Gpa(0), |rsdp| rsdp.at).0.to_le_bytes());
+    if args.text_screen {
+        put(&mut page, 0, &SCREEN_INFO);
+    }
     let mut entries = 0u8;
     for entry in map {
         let at = zero_page::E820_TABLE + 20 * usize::from(entries);

@@ -17,7 +17,7 @@ use ::elf::abi::EM_X86_64;
 use lamina_arch::addr::PAGE_4K;
 use lamina_arch::regs::Gpr;
 
-use super::elf_image::ElfImage;
+use super::program::Program;
 use super::space::Space;
 use super::state::MAPPED_END;
 use super::{BOOT_DATA_FLOOR, InitialState, LoadArgs, LoadError, Part, Piece, Plan, c_string};
@@ -30,7 +30,7 @@ const STACK_SIZE: u64 = 4 * PAGE_4K;
 /// # Errors
 /// [`LoadError`].
 pub fn plan<'a>(image: &'a [u8], mut space: Space, args: &LoadArgs<'a>) -> Result<Plan<'a>, LoadError> {
-    let program = ElfImage::parse(image, &[EM_X86_64])?;
+    let program = Program::parse_elf(image, &[EM_X86_64])?;
     let mut pieces = Vec::new();
     program.place(&mut space, &mut pieces)?;
     let entry = program.entry(MAPPED_END)?;

@@ -62,8 +62,17 @@ pub enum LoadError {
     },
     /// The kernel speaks an older boot protocol than 2.10; the version's two bytes.
     OldBootProtocol(u16),
-    /// A Multiboot image requires what this loader does not do; the flags not known.
+    /// A Multiboot image requires what this loader does not do; the flags of that.
     MultibootFlags(u32),
+    /// A Multiboot 2 image requires what this loader has not got.
+    Multiboot2Tag {
+        /// Type of the header's tag.
+        kind: u16,
+        /// What it stands for.
+        wants: &'static str,
+    },
+    /// A Multiboot 2 image requires information of a type that the specification does not know.
+    Multiboot2Information(u32),
     /// Too many segments.
     TooManySegments {
         /// How many the image has.
@@ -131,7 +140,13 @@ impl fmt::Display for LoadError {
             LoadError::OldBootProtocol(version) => {
                 write!(f, "boot protocol {}.{:02} is older than 2.10", version >> 8, version & 0xff)
             }
-            LoadError::MultibootFlags(flags) => write!(f, "requires unknown Multiboot features: flags {flags:#x}"),
+            LoadError::MultibootFlags(flags) => {
+                write!(f, "requires Multiboot features that this machine has not got: flags {flags:#x}")
+            },
+            LoadError::Multiboot2Tag { kind, wants } => write!(f, "requires {wants} (Multiboot 2 header tag {kind})"),
+            LoadError::Multiboot2Information(kind) => {
+                write!(f, "requires unknown information: Multiboot 2 type {kind}")
+            }
             LoadError::TooManySegments { count, limit } => write!(f, "{count} segments are more than {limit}"),
             LoadError::OutsideMemory { part, start, length } => {
                 write!(f, "{part} ({length:#x} bytes at {start:#x}) is not in the memory of the VM")
@@ -149,7 +164,7 @@ impl fmt::Display for LoadError {
             LoadError::NotForThisFormat { part, kind } => {
                 let kind = match kind {
                     ImageKind::BzImage => "a bzImage",
-                    ImageKind::Multiboot => "a Multiboot image",
+                    ImageKind::Multiboot | ImageKind::Multiboot2 => "a Multiboot image",
                     ImageKind::Elf64 => "a plain ELF file",
                 };
                 write!(f, "{part} is given, but {kind} takes none")

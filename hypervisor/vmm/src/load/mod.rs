@@ -15,9 +15,11 @@ use crate::memory::GuestMemory;
 mod bytes;
 mod bzimage;
 mod elf;
-mod elf_image;
 mod error;
 mod multiboot;
+mod multiboot1;
+mod multiboot2;
+mod program;
 mod space;
 mod state;
 
@@ -33,6 +35,8 @@ pub enum ImageKind {
     BzImage,
     /// Multiboot 1: an ELF file, or anything with the address fields in its header.
     Multiboot,
+    /// Multiboot 2: an ELF file, or anything with an address tag in its header.
+    Multiboot2,
     /// A plain 64-bit ELF file.
     Elf64,
 }
@@ -56,7 +60,18 @@ pub struct LoadArgs<'a> {
     /// The command line, without a zero byte.
     pub cmdline: &'a str,
     /// The ACPI root pointer, where the VM has one.
-    pub rsdp: Option<Gpa>,
+    pub rsdp: Option<Rsdp<'a>>,
+    /// The VM has a screen in text mode, 80 columns and 25 lines, as the BIOS of a PC leaves it.
+    pub text_screen: bool,
+}
+
+/// An ACPI root pointer in guest memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Rsdp<'a> {
+    /// Where it is.
+    pub at: Gpa,
+    /// What is there.
+    pub bytes: &'a [u8],
 }
 
 /// What to do to start an image.
@@ -85,16 +100,19 @@ impl Piece<'_> {
     }
 }
 
-/// Finds out what `image` is. Whether it is a good one, [`check`] tells.
+/// Finds out what `image` is. Whether it is a good one, [`check`] tells. An image with the headers of both versions of
+/// Multiboot gets the information of the second, which tells more.
 ///
 /// # Errors
 /// [`LoadError::UnknownFormat`].
 pub fn identify(image: &[u8]) -> Result<ImageKind, LoadError> {
     if bzimage::is_bzimage(image) {
         Ok(ImageKind::BzImage)
-    } else if multiboot::find_header(image).is_some() {
+    } else if multiboot2::find_header(image).is_some() {
+        Ok(ImageKind::Multiboot2)
+    } else if multiboot1::find_header(image).is_some() {
         Ok(ImageKind::Multiboot)
-    } else if elf_image::is_elf64(image) {
+    } else if program::is_elf64(image) {
         Ok(ImageKind::Elf64)
     } else {
         Err(LoadError::UnknownFormat)
@@ -110,13 +128,14 @@ fn plan<'a>(image: &'a [u8], memory: u64, args: &LoadArgs<'a>) -> Result<Plan<'a
     if args.initrd.is_some() && kind != ImageKind::BzImage {
         return Err(LoadError::NotForThisFormat { part: Part::Initrd, kind });
     }
-    if !args.modules.is_empty() && kind != ImageKind::Multiboot {
+    if !args.modules.is_empty() && ![ImageKind::Multiboot, ImageKind::Multiboot2].contains(&kind) {
         return Err(LoadError::NotForThisFormat { part: Part::Module, kind });
     }
     let space = Space::new(memory);
     match kind {
         ImageKind::BzImage => bzimage::plan(image, space, args),
-        ImageKind::Multiboot => multiboot::plan(image, space, args),
+        ImageKind::Multiboot => multiboot1::plan(image, space, args),
+        ImageKind::Multiboot2 => multiboot2::plan(image, space, args),
         ImageKind::Elf64 => elf::plan(image, space, args),
     }
 }

@@ -13,7 +13,7 @@ use crate::memory::{E820Kind, e820_of};
 
 mod bzimage;
 mod elf;
-mod multiboot;
+mod multiboot1;
 
 const MIB: u64 = 1 << 20;
 

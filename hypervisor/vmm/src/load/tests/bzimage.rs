@@ -53,7 +53,7 @@ fn the_kernel_starts_as_the_protocol_says() {
     let args = LoadArgs {
         initrd: Some(&initrd),
         cmdline: "console=ttyS0",
-        rsdp: Some(FIRMWARE_TABLES),
+        rsdp: Some(Rsdp { at: FIRMWARE_TABLES, bytes: &[0; 36] }),
         ..LoadArgs::default()
     };
     let image = image();

@@ -1,5 +1,7 @@
-//! The segments of an ELF file, checked (System V ABI, "Program Loading and Dynamic Linking").
+//! What of an image goes to memory, checked: the segments of an ELF file (System V ABI, "Program Loading and Dynamic
+//! Linking"), or one run of bytes.
 
+use alloc::vec;
 use alloc::vec::Vec;
 
 use ::elf::ElfBytes;
@@ -29,19 +31,19 @@ struct Segment<'a> {
     bytes: &'a [u8],
 }
 
-/// An ELF file, as far as loading needs it.
+/// A program, as far as loading needs it.
 #[derive(Clone, Debug)]
-pub struct ElfImage<'a> {
+pub struct Program<'a> {
     segments: Vec<Segment<'a>>,
     entry: u64,
 }
 
-impl<'a> ElfImage<'a> {
-    /// Reads the headers of `image` for one of `machines` (values of `e_machine`).
+impl<'a> Program<'a> {
+    /// Reads the headers of an ELF file for one of `machines` (values of `e_machine`).
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn parse(image: &'a [u8], machines: &[u16]) -> Result<ElfImage<'a>, LoadError> {
+    pub fn parse_elf(image: &'a [u8], machines: &[u16]) -> Result<Program<'a>, LoadError> {
         // The parser looks the section headers up, too, which loading does not need; where they are cut off, so is
         // something that the image says it has.
         let file = ElfBytes::<LittleEndian>::minimal_parse(image).map_err(|_| LoadError::BadField {
@@ -79,7 +81,45 @@ impl<'a> ElfImage<'a> {
         if segments.is_empty() {
             return Err(LoadError::BadField { field: "e_phnum", value: 0, reason: "no segment is to be loaded" });
         }
-        Ok(ElfImage { segments, entry: header.e_entry })
+        Ok(Program { segments, entry: header.e_entry })
+    }
+
+    /// `bytes` at `address`, with zeros behind them up to `memory_size`; entered at `entry`.
+    pub fn flat(address: u64, bytes: &'a [u8], memory_size: u64, entry: u64) -> Program<'a> {
+        let segment = Segment { virtual_address: address, physical_address: address, memory_size, bytes };
+        Program { segments: vec![segment], entry }
+    }
+
+    /// The first address that it takes, and the first behind it.
+    pub fn span(&self) -> (u64, u64) {
+        let start = self.segments.iter().map(|segment| segment.physical_address).min().unwrap_or(0);
+        let end = |segment: &Segment<'_>| segment.physical_address.saturating_add(segment.memory_size);
+        (start, self.segments.iter().map(end).max().unwrap_or(0))
+    }
+
+    /// Moves all of it, and where it is entered, by the way from `from` to `to`.
+    pub fn relocate(&mut self, from: u64, to: u64) {
+        let way = to.wrapping_sub(from);
+        self.entry = self.entry.wrapping_add(way);
+        for segment in &mut self.segments {
+            segment.physical_address = segment.physical_address.wrapping_add(way);
+            segment.virtual_address = segment.virtual_address.wrapping_add(way);
+        }
+    }
+
+    /// It is entered at this physical address, which must be in it.
+    ///
+    /// # Errors
+    /// [`LoadError::BadField`], which blames `field`.
+    pub fn enter_at(&mut self, entry: u64, field: &'static str) -> Result<(), LoadError> {
+        let inside = |segment: &Segment<'_>| {
+            entry.checked_sub(segment.physical_address).is_some_and(|offset| offset < segment.memory_size)
+        };
+        if !self.segments.iter().any(inside) {
+            return Err(LoadError::BadField { field, value: entry, reason: "not in the image" });
+        }
+        self.entry = entry;
+        Ok(())
     }
 
     /// The entry point as a guest-physical address below `end`. An image linked for high virtual addresses names a
@@ -104,6 +144,15 @@ impl<'a> ElfImage<'a> {
             value: self.entry,
             reason: "in no segment that can be reached at the entry",
         })
+    }
+
+    /// Makes the entry point the physical address that [`Program::entry`] finds.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fix_entry(&mut self, end: u64) -> Result<(), LoadError> {
+        self.entry = self.entry(end)?;
+        Ok(())
     }
 
     /// Takes the segments' places in `space` and adds their bytes to `pieces`. Returns where the last one ends.

@@ -3,6 +3,9 @@
 //! Owns the map of vectors. [`dispatch`] is called from the interrupt descriptor table while the hypervisor idles, and
 //! directly, with the acknowledged vector, when an interrupt ended a guest's run.
 
+use x86_64::instructions::interrupts::{disable, enable};
+use x86_64::instructions::nop;
+
 use crate::percpu::{self, count};
 use crate::{apic, serial};
 
@@ -39,6 +42,16 @@ pub fn dispatch(vector: u8) {
         }
     }
     apic::end_of_interrupt();
+}
+
+/// Takes the interrupts that are pending. An interrupt ends a guest's run, so none should be; but Bochs keeps masking
+/// them in a guest with IF clear when they were masked here last, until that guest changes IF. One that never does would
+/// cut the console off.
+pub fn accept_pending() {
+    enable();
+    // The instruction behind STI still runs with interrupts blocked.
+    nop();
+    disable();
 }
 
 /// Handles a non-maskable interrupt: counts it. Takes no lock: it can come at any instruction.

@@ -142,7 +142,7 @@ impl fmt::Display for LoadError {
             }
             LoadError::MultibootFlags(flags) => {
                 write!(f, "requires Multiboot features that this machine has not got: flags {flags:#x}")
-            },
+            }
             LoadError::Multiboot2Tag { kind, wants } => write!(f, "requires {wants} (Multiboot 2 header tag {kind})"),
             LoadError::Multiboot2Information(kind) => {
                 write!(f, "requires unknown information: Multiboot 2 type {kind}")

@@ -14,6 +14,7 @@ use crate::memory::{E820Kind, e820_of};
 mod bzimage;
 mod elf;
 mod multiboot1;
+mod multiboot2;
 
 const MIB: u64 = 1 << 20;
 

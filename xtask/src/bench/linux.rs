@@ -12,11 +12,11 @@ use regex::Regex;
 
 use super::table::{Row, Table};
 use crate::backend::{self, Backend};
-use crate::config::Source;
 use crate::image::{self, Firmware};
 use crate::machine::Machine;
 use crate::report::{self, say};
 use crate::session::Request;
+use crate::setup::debian::{self, Package};
 use crate::{artifacts, initramfs};
 
 /// The kernel that is booted.
@@ -37,7 +37,7 @@ const AIM: f64 = 1.02;
 pub fn measure(backend: &Backend, runs: u32, table: &mut Table) -> Result<()> {
     say(format_args!("linux: {} boots, 10 to 30 s each", 2 * runs));
     let directory = tempfile::tempdir().context("no temporary directory")?;
-    let kernel = artifacts::locate(&Source::Debian(KERNEL.to_owned()))?;
+    let kernel = debian::image(&Package::amd64(KERNEL), None)?;
     let initrd = directory.path().join("initrd");
     let init = std::fs::read(artifacts::build("bench-init", "bench-init")?)?;
     std::fs::write(&initrd, initramfs::single(&init))?;

@@ -130,13 +130,9 @@ mod tests {
     #[test]
     fn each_source_is_named_once() {
         // The same component stands there once for each of the system's architectures.
-        let targets =
-            "http://site/debian suite main\nhttp://site/debian suite-updates main\nhttp://site/debian suite main\n";
-        assert_eq!(
-            source_lines(targets, None),
-            "deb http://site/debian suite main\ndeb http://site/debian suite-updates main\n"
-        );
-        assert!(source_lines(targets, Some("/k")).starts_with("deb [signed-by=/k] http://site/debian suite main\n"));
+        let targets = "SITE suite main\nSITE suite-updates main\nSITE suite main\n";
+        assert_eq!(source_lines(targets, None), "deb SITE suite main\ndeb SITE suite-updates main\n");
+        assert!(source_lines(targets, Some("/k")).starts_with("deb [signed-by=/k] SITE suite main\n"));
         assert_eq!(source_lines("", None), "");
     }
 }

@@ -100,9 +100,7 @@ impl<B: Backend> Host for Platform<B> {
     }
 
     fn handle_pending_interrupts(&mut self) {
-        // STI takes effect behind the next instruction: what waits is taken between NOP and CLI.
-        // SAFETY: every vector has a handler, and no lock is held here that one of them takes.
-        unsafe { core::arch::asm!("sti", "nop", "cli") };
+        interrupts::accept_pending();
     }
 
     fn handle_machine_check(&mut self) {

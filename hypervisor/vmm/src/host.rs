@@ -51,7 +51,7 @@ pub trait Host: HostMemory {
     fn handle_interrupt(&mut self, vector: u8);
 
     /// Handles the interrupts of the machine's that wait, without waiting for any. A guest's exit hands over one at a
-    /// time; on Bochs none came out of a guest that spins with interrupts off, so each turn of the run loop looks.
+    /// time, and not every machine exits for one at once, so each turn of the run loop looks.
     fn handle_pending_interrupts(&mut self);
 
     /// Handles a machine check of the machine's that came up while a guest ran. Ends the machine, with a report.

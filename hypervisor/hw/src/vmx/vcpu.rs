@@ -34,7 +34,6 @@ use super::explain::explain;
 use super::resume::resume;
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
 use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
-use crate::interrupts;
 use crate::xstate::ExtendedState;
 
 /// EPT pointer: tables of four levels (bits 5:3), write-back (bits 2:0).
@@ -215,11 +214,7 @@ impl Vcpu for VmxVcpu {
             return Err(self.failure(error));
         }
         vmcs.set_launched();
-        let exit = decode(&self.captured);
-        if matches!(exit, Exit::SliceEnd) {
-            interrupts::accept_pending();
-        }
-        Ok(exit)
+        Ok(decode(&self.captured))
     }
 
     fn gprs(&mut self) -> &mut Gprs {

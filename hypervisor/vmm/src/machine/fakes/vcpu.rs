@@ -21,6 +21,9 @@ use crate::vcpu::{EntryFailure, Vcpu};
 /// What a guest does: asked for the next step whenever one is over.
 pub type Program = Box<dyn FnMut(&mut FakeVcpu) -> Step>;
 
+/// As many entries without any time passing are a loop that never ends.
+const SPINNING: u32 = 10_000;
+
 type Act = Box<dyn FnOnce(&mut FakeVcpu)>;
 
 enum Outcome {
@@ -163,6 +166,8 @@ pub struct FakeVcpu {
     nmi_window: bool,
     root: Option<Hpa>,
     loaded: bool,
+    /// When it was entered last, and how often at that time.
+    entries: (Tsc, u32),
 }
 
 impl FakeVcpu {
@@ -185,6 +190,7 @@ impl FakeVcpu {
             nmi_window: false,
             root: None,
             loaded: false,
+            entries: (Tsc(0), 0),
         }
     }
 
@@ -307,6 +313,9 @@ impl Vcpu for FakeVcpu {
         assert!(self.loaded, "a vCPU runs that is not loaded");
         assert!(self.root.is_some(), "a vCPU runs without nested tables");
         self.trace(|t| t.deadlines.push(deadline));
+        let now = self.now();
+        self.entries = (now, if self.entries.0 == now { self.entries.1 + 1 } else { 0 });
+        assert!(self.entries.1 < SPINNING, "the guest is entered over and over and gets nowhere");
         self.interrupted = None;
         self.length = None;
         self.deliver();

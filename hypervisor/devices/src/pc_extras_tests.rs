@@ -92,6 +92,20 @@ fn the_cd_rom_drive_interrupts_on_line_15_and_its_data_port_is_wide() {
 }
 
 #[test]
+fn the_power_management_timer_is_where_firmware_puts_it_and_where_acpi_says() {
+    let mut rig = Rig::with_everything();
+    let now = Tsc(0);
+    assert_eq!(rig.pc.port_write(now, 0xcf8, &0x8000_0b40u32.to_le_bytes()), Signal::None);
+    assert_eq!(rig.pc.port_write(now, 0xcfc, &0xb001u32.to_le_bytes()), Signal::None);
+    rig.advance_to(1_000_000_000);
+    for port in [0x608, 0xb008] {
+        let mut data = [0; 4];
+        rig.pc.port_read(Tsc(rig.now), port, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 3_579_545, "{port:#x}");
+    }
+}
+
+#[test]
 fn the_text_window_is_the_screen() {
     let mut rig = Rig::with_everything();
     assert!(rig.pc.mmio_write(Tsc(0), Gpa(0xb_8000), &[b'o', 7, b'k', 7]));

@@ -4,8 +4,8 @@
 //!
 //! Owns the address register and the configuration registers. Everywhere else on the bus reads give all ones, writes
 //! go nowhere. What the registers mean beyond their own bits is for others to act on: [`Pci::attributes`] tells what
-//! the programmable attribute map says of an address, [`Pci::bus_master_ports`] where IDE's bus master answers,
-//! [`Pci::route`] which interrupt a PCI interrupt line has. The map has no effect on memory: all of 0xc0000 to 0xfffff
+//! the programmable attribute map says of an address, [`Pci::bus_master_ports`] and [`Pci::power_ports`] where IDE's bus
+//! master and power management answer, [`Pci::route`] which interrupt a PCI interrupt line has. The map has no effect on memory: all of 0xc0000 to 0xfffff
 //! is memory that the guest may write, filled with the firmware's image at the start. Firmware that shadows itself
 //! copies that image over itself, and finds afterwards what it wrote.
 
@@ -35,6 +35,9 @@ const PIRQ: usize = 0x60;
 const PIRQ_OFF: u8 = 1 << 7;
 /// IDE: base of the bus master's ports.
 const BAR4: usize = 0x20;
+/// Power management: base of its ports; and whether they answer there.
+const PMBASE: usize = 0x40;
+const PMREGMISC: usize = 0x80;
 /// Where the bus master's ports are before anyone moves them.
 const BUS_MASTER_PORT: u16 = 0xc000;
 /// Subsystem of a machine that has the firmware configuration device: vendor and device of QEMU's, by which SeaBIOS
@@ -135,6 +138,13 @@ impl Pci {
         (ide.read(0x04) & COMMAND_IO != 0 && high == 0 && base != 0).then_some(base)
     }
 
+    /// The first of the ports where power management answers besides those that ACPI tells of; `None` where it does not.
+    pub fn power_ports(&self) -> Option<u16> {
+        let power = self.function(POWER)?;
+        let base = u16::from_le_bytes([power.read(PMBASE) & 0xc0, power.read(PMBASE + 1)]);
+        (power.read(PMREGMISC) & 1 != 0 && base != 0).then_some(base)
+    }
+
     /// The ISA interrupt that PCI interrupt line `pirq` (0 to 3: A to D) is routed to.
     pub fn route(&self, pirq: u8) -> Option<u8> {
         let route = self.function(ISA_BRIDGE)?.read(PIRQ + usize::from(pirq & 3));
@@ -201,8 +211,7 @@ fn ide() -> Function {
         .allow(0x40, 0x44, 0xff)
 }
 
-/// The function by which firmware and guests know where the power management ports are: here they do not move. There
-/// is no SMBus behind it (its host controller reads as not enabled), and no system management mode: the control
+/// The function by which firmware and guests know where the power management ports are, and move them. There is no SMBus behind it (its host controller reads as not enabled), and no system management mode: the control
 /// register says that its interrupt is set up already, so that firmware does not try to.
 fn power() -> Function {
     let [low, high] = PM1A_EVENT_PORT.to_le_bytes();
@@ -210,9 +219,12 @@ fn power() -> Function {
         .preset(0x04, &[COMMAND_IO])
         .preset(0x3c, &[9, 1])
         .allow(0x3c, 0x3c, 0xff)
-        .preset(0x40, &[low | 1, high])
+        .preset(PMBASE, &[low | 1, high])
+        .allow(PMBASE, PMBASE, 0xc0)
+        .allow(PMBASE + 1, PMBASE + 1, 0xff)
         .preset(0x5b, &[0x02])
-        .preset(0x80, &[0x01])
+        .preset(PMREGMISC, &[0x01])
+        .allow(PMREGMISC, PMREGMISC, 0x01)
 }
 
 #[cfg(test)]

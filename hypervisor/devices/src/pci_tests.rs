@@ -116,10 +116,17 @@ fn interrupt_lines_are_routed() {
 }
 
 #[test]
-fn power_management_stays_where_it_is() {
+fn power_management_can_be_moved_and_switched_off() {
     let mut pci = Pci::new(ALL);
+    assert_eq!(pci.power_ports(), Some(0x600));
+    write(&mut pci, 0x8000_0b40, 0, &0xb001u32.to_le_bytes());
+    assert_eq!((read32(&mut pci, 0x8000_0b40), pci.power_ports()), (0xb001, Some(0xb000)));
     write(&mut pci, 0x8000_0b40, 0, &[0xff; 4]);
-    assert_eq!(read32(&mut pci, 0x8000_0b40), 0x601);
+    assert_eq!((read32(&mut pci, 0x8000_0b40), pci.power_ports()), (0xffc1, Some(0xffc0)));
+    write(&mut pci, 0x8000_0b80, 0, &[0]);
+    assert_eq!(pci.power_ports(), None);
+    write(&mut pci, 0x8000_0b80, 0, &[1]);
+    assert_eq!(Pci::new(Functions::default()).power_ports(), None);
     assert_eq!(read32(&mut pci, 0x8000_0b58) & 1 << 25, 1 << 25, "system management mode needs no set-up");
     assert_eq!(read(&mut pci, 0x8000_0b80, 0), [1]);
 }
@@ -139,6 +146,7 @@ proptest! {
             }
             pci.attributes(Gpa(gpa & 0x1f_ffff));
             pci.bus_master_ports();
+        pci.power_ports();
             prop_assert!(pci.route(offset).is_none_or(|irq| irq < 16));
         }
     }

@@ -39,6 +39,7 @@ pub(super) enum Port {
     FwCfgDma,
     Ide(ide::Which),
     IdeControl(ide::Which),
+    IdeBusMaster,
     Vga,
     Post,
     Status,
@@ -86,7 +87,7 @@ pub(super) fn map(extras: &Extras) -> Result<Bus<u16, Port>, Overlap> {
 impl Pc {
     /// IN. False where no device answers any byte of it; `data` is all ones then.
     pub(super) fn read_port(&mut self, port: u16, data: &mut [u8]) -> bool {
-        let Some((device, offset)) = self.ports.find(port) else { return self.read_bytes(port, data) };
+        let Some((device, offset)) = self.find(port) else { return self.read_bytes(port, data) };
         let offset = (offset & 0xff) as u8;
         match (device, data.len()) {
             (Port::AcpiPm, _) => {
@@ -111,7 +112,7 @@ impl Pc {
 
     /// OUT. `None` where no device answers any byte of it.
     pub(super) fn write_port(&mut self, port: u16, data: &[u8]) -> Option<Signal> {
-        let Some((device, offset)) = self.ports.find(port) else { return self.write_bytes(port, data) };
+        let Some((device, offset)) = self.find(port) else { return self.write_bytes(port, data) };
         let offset = (offset & 0xff) as u8;
         match (device, data) {
             (Port::AcpiPm, _) => {
@@ -180,10 +181,7 @@ impl Pc {
 
     /// A byte of the eight-bit devices.
     fn read_byte(&mut self, port: u16) -> Option<u8> {
-        let Some((device, offset)) = self.ports.find(port) else {
-            let offset = self.bus_master_offset(port)?;
-            return Some(self.ide.as_ref()?.read_bus_master(offset));
-        };
+        let (device, offset) = self.find(port)?;
         let offset = (offset & 0xff) as u8;
         Some(match device {
             Port::Uart => {
@@ -221,6 +219,7 @@ impl Pc {
                 value
             }
             Port::IdeControl(which) => self.ide.as_ref()?.read_alternate_status(which),
+            Port::IdeBusMaster => self.ide.as_ref()?.read_bus_master(u16::from(offset)),
             Port::Vga => self.vga.as_mut()?.read(self.now, port)?,
             Port::Post => self.post,
             // The index port is write-only, as are the last two; the others are not eight bits wide.
@@ -231,11 +230,7 @@ impl Pc {
 
     /// A byte to the eight-bit devices.
     fn write_byte(&mut self, port: u16, value: u8) -> Option<Signal> {
-        let Some((device, offset)) = self.ports.find(port) else {
-            let offset = self.bus_master_offset(port)?;
-            self.ide.as_mut()?.write_bus_master(offset, value);
-            return Some(Signal::None);
-        };
+        let (device, offset) = self.find(port)?;
         let offset = (offset & 0xff) as u8;
         let mut signal = Signal::None;
         match device {
@@ -282,6 +277,7 @@ impl Pc {
                 self.ide.as_mut()?.write_control(which, value);
                 self.ide_changed();
             }
+            Port::IdeBusMaster => self.ide.as_mut()?.write_bus_master(u16::from(offset), value),
             Port::Vga => {
                 if !self.vga.as_mut()?.write(port, value) {
                     return None;
@@ -295,10 +291,17 @@ impl Pc {
         Some(signal)
     }
 
-    /// How far `port` is into the ports of IDE's bus master, which the guest may move.
-    fn bus_master_offset(&self, port: u16) -> Option<u16> {
-        let offset = port.checked_sub(self.pci.bus_master_ports()?)?;
-        (offset < BUS_MASTER_PORTS).then_some(offset)
+    /// The device at `port`, with how far the port is into its range. Those that do not move go first.
+    fn find(&self, port: u16) -> Option<(Port, u64)> {
+        if let Some(found) = self.ports.find(port) {
+            return Some(found);
+        }
+        let within = |first: Option<u16>, length: u16, device| {
+            let offset = port.checked_sub(first?)?;
+            (offset < length).then_some((device, u64::from(offset)))
+        };
+        within(self.pci.bus_master_ports(), BUS_MASTER_PORTS, Port::IdeBusMaster)
+            .or_else(|| within(self.pci.power_ports(), u16::from(acpi_pm::BLOCK_SIZE), Port::AcpiPm))
     }
 
     fn keyboard_changed(&mut self) {

@@ -2,7 +2,10 @@
 
 mod checker;
 mod console;
+mod debian_amd64;
 mod debian_beside_hog;
+mod debian_i386;
+mod debian_i386_pae;
 mod debian_power_off;
 mod debian_reboot;
 mod demo;
@@ -13,6 +16,9 @@ mod hello;
 mod hello_status;
 mod hog;
 mod hog_beside_ticker;
+mod memtest_ia32;
+mod memtest_x64;
+mod multiboot;
 mod outside;
 mod refused_bundle;
 mod refused_on_host;
@@ -33,6 +39,7 @@ fn main() {
         triple::SCENARIO,
         outside::SCENARIO,
         console::SCENARIO,
+        multiboot::SCENARIO,
         dying_beside_living::SCENARIO,
         hog_beside_ticker::SCENARIO,
         refused_vms::SCENARIO,
@@ -41,5 +48,10 @@ fn main() {
         debian_power_off::SCENARIO,
         debian_reboot::SCENARIO,
         debian_beside_hog::SCENARIO,
+        debian_i386_pae::SCENARIO,
+        debian_i386::SCENARIO,
+        debian_amd64::SCENARIO,
+        memtest_x64::SCENARIO,
+        memtest_ia32::SCENARIO,
     ])
 }

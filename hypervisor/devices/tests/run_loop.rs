@@ -221,8 +221,10 @@ fn a_guest_ends_by_each_of_the_ways_that_a_pc_has() {
         cpu.write_memory(0x4_8000, b"Shutdown");
         cpu.gprs().set(Gpr::Rcx, 8);
         cpu.gprs().set(Gpr::Rsi, 0x4_8000);
+        cpu.gprs().set(Gpr::Rdx, layout::SHUTDOWN_PORT.into());
     });
-    let world = run_one(script([shutdown]));
+    let (status, world) = Bench::new().vm("a", script([shutdown])).code(&[0xf3, 0x6e]).run::<Pc>();
+    assert_eq!(status, 0);
     assert_eq!(world.lines()[0], "[lamina] a stopped: powered off (status 0)");
 
     let (status, world) = Bench::new().vm("a", script([outb(layout::STATUS_PORT, 7), acpi_off()])).run::<Pc>();

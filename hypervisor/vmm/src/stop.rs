@@ -37,7 +37,7 @@ pub enum StopReason {
         /// The instruction's bytes.
         bytes: Vec<u8>,
         /// What was wanted of it.
-        why: &'static str,
+        why: String,
         /// Where.
         rip: u64,
     },

@@ -59,7 +59,8 @@ pub trait Vcpu {
     /// Moves RIP past the instruction that exited and ends the one-instruction shadow.
     fn advance(&mut self);
 
-    /// Moves RIP past an instruction of `length` bytes (decoded by us) and ends the one-instruction shadow.
+    /// Moves RIP past an instruction of `length` bytes (decoded by us; 0 where it has set RIP itself) and ends the
+    /// one-instruction shadow.
     fn advance_by(&mut self, length: u8);
 
     /// What keeps the guest from taking an interrupt.

@@ -4,6 +4,7 @@
 //! never injects, and never decides who runs next: that is what its answer is for.
 
 mod control;
+mod emulate;
 mod hypercall;
 mod io;
 mod linear;
@@ -28,7 +29,7 @@ use crate::vm::Vm;
 pub enum Resume {
     /// The instruction is done: go past it.
     Advance,
-    /// The instruction, which we decoded, is done: go past its bytes.
+    /// The instruction, which we decoded, is done: go past its bytes; past none where it has set RIP itself.
     AdvanceBy(u8),
     /// Enter the guest where it is.
     Again,

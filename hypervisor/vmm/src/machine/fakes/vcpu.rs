@@ -388,7 +388,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn advance_by(&mut self, length: u8) {
-        assert!((1..=15).contains(&length), "no instruction has {length} bytes");
+        assert!(length <= 15, "no instruction has {length} bytes");
         self.length = None;
         self.skip(length);
     }

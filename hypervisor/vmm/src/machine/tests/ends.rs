@@ -113,13 +113,12 @@ fn an_access_outside_of_memory_ends_the_vm() {
 
 #[test]
 fn an_instruction_that_is_not_emulated_ends_the_vm_with_its_bytes() {
-    // MOVSB; the bytes behind it are shown with it.
-    let code = [0xa4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+    // FXSAVE [RDI]; the bytes behind it are none of its own.
+    let code = [0x0f, 0xae, 0x07, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
     let (_, world) = Bench::new().vm("a", script([touch(REGISTER, true)])).code(&code).run::<FakeChipset>();
     assert_eq!(
         world.lines()[0],
-        "[lamina] a stopped: access to a device by an instruction that is not emulated at rip 0x100000, \
-         bytes a4 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e (status 0)"
+        "[lamina] a stopped: FXSAVE on a device is not emulated at rip 0x100000, bytes 0f ae 07 (status 0)"
     );
 }
 

@@ -11,14 +11,52 @@ use super::*;
 use crate::layout::SHUTDOWN_PORT;
 use crate::vcpu::Vcpu;
 
+/// Bytes of every instruction here.
+const LENGTH: u64 = 4;
+
 /// INS or OUTS with a REP prefix (where `rep`) and an address of `address` bytes. The segment's base is `base`, and the
 /// index register holds what it holds.
 fn string(direction: Direction, width: Width, rep: bool, address: Width, base: u64) -> impl Fn(&mut FakeVcpu) -> Step {
+    string_to(DATA_PORT, direction, width, rep, address, base)
+}
+
+/// The same, with that port.
+fn string_to(
+    port: u16,
+    direction: Direction,
+    width: Width,
+    rep: bool,
+    address: Width,
+    base: u64,
+) -> impl Fn(&mut FakeVcpu) -> Step {
     move |cpu| {
         let index = if direction == Direction::In { Gpr::Rdi } else { Gpr::Rsi };
         let linear = Gla(base + (cpu.gprs().get(index) & address.mask()));
         let string = Some(StringIo { rep, address_width: address, linear });
-        Step::exit(Exit::Io(IoExit { port: DATA_PORT, width, direction, string }))
+        cpu.gprs().set(Gpr::Rdx, port.into());
+        let long = cpu.segment(SegmentName::Cs).rights.is_long();
+        for name in [SegmentName::Ds, SegmentName::Es] {
+            let rights = AccessRights::DATA32;
+            cpu.set_segment(name, Segment { selector: 0x10, base, limit: u32::MAX, rights });
+        }
+        let mut code = vec![];
+        if address != if long { Width::B8 } else { Width::B4 } {
+            code.push(0x67);
+        }
+        if rep {
+            code.push(0xf3);
+        }
+        if width == Width::B2 {
+            code.push(0x66);
+        }
+        let opcode = if direction == Direction::In { 0x6c } else { 0x6e };
+        code.push(opcode | u8::from(width != Width::B1));
+        // A DS prefix says what holds anyway.
+        while code.len() as u64 != LENGTH {
+            code.insert(0, 0x3e);
+        }
+        cpu.write_memory(ENTRY, &code);
+        Step::exit(Exit::Io(IoExit { port, width, direction, string }))
     }
 }
 
@@ -100,7 +138,8 @@ fn backwards(cpu: &mut FakeVcpu) {
 fn unpaged(cpu: &mut FakeVcpu) {
     cpu.write(SysReg::Efer, 0);
     cpu.write(SysReg::Cr0, (Cr0::PE | Cr0::ET).bits());
-    cpu.set_segment(SegmentName::Cs, Segment { rights: AccessRights::CODE32, ..Segment::default() });
+    let code = Segment { selector: 8, base: 0, limit: u32::MAX, rights: AccessRights::CODE32 };
+    cpu.set_segment(SegmentName::Cs, code);
 }
 
 const RCX: u64 = 0xcccc_cccc_cccc_cccc;
@@ -111,7 +150,7 @@ fn outs_gives_one_element_and_leaves_rcx_alone() {
         let outs = string(Direction::Out, width, false, Width::B8, 0);
         let after = once(put(0x4_8000, b"abcdefgh", registers(RCX, 0x4_8000, 0x77)), outs);
         assert_eq!(after.written, [b"abcdefgh"[..bytes].to_vec()]);
-        assert_eq!((after.rcx, after.rsi, after.rdi, after.rip), (RCX, 0x4_8000 + bytes as u64, 0x77, 2));
+        assert_eq!((after.rcx, after.rsi, after.rdi, after.rip), (RCX, 0x4_8000 + bytes as u64, 0x77, LENGTH));
     }
 }
 
@@ -120,17 +159,22 @@ fn rep_ins_fills_memory_and_counts_rcx_down() {
     let ins = string(Direction::In, Width::B2, true, Width::B8, 0);
     let after = once(registers(3, 0x66, 0x4_8000), ins);
     assert_eq!(after.memory[..8], [1, 2, 3, 4, 5, 6, 0, 0]);
-    assert_eq!((after.rcx, after.rsi, after.rdi, after.rip), (0, 0x66, 0x4_8006, 2));
+    assert_eq!((after.rcx, after.rsi, after.rdi, after.rip), (0, 0x66, 0x4_8006, LENGTH));
 }
 
 #[test]
 fn rep_with_a_count_of_0_does_nothing() {
     let after = once(registers(0, 0x4_8000, 0x4_8000), string(Direction::In, Width::B4, true, Width::B8, 0));
-    assert_eq!((after.rcx, after.rdi, after.rip, after.memory), (0, 0x4_8000, 2, vec![0; 16]));
+    assert_eq!((after.rcx, after.rdi, after.rip, after.memory), (0, 0x4_8000, LENGTH, vec![0; 16]));
     // Only the low 16 bits count with 16-bit addresses.
     let outs = string(Direction::Out, Width::B1, true, Width::B2, 0);
-    let after = once(registers(0x5_0000, 0x4_8000, 0), outs);
-    assert_eq!((after.rcx, after.written.len(), after.rip), (0x5_0000, 0, 2));
+    let set = registers(0x5_0000, 0x4_8000, 0);
+    let prepare = move |cpu: &mut FakeVcpu| {
+        unpaged(cpu);
+        set(cpu);
+    };
+    let after = once(prepare, outs);
+    assert_eq!((after.rcx, after.written.len(), after.rip), (0x5_0000, 0, LENGTH));
 }
 
 #[test]
@@ -200,18 +244,14 @@ fn a_long_run_is_done_in_pieces_so_that_interrupts_come_in_between() {
     let part = run(set(), vec![outs()], (0, 0));
     assert_eq!((part.rcx, part.rsi, part.rip, part.written.len()), (36, 0x4_8040, 0, 64));
     let whole = run(set(), vec![outs(), outs()], (0, 0));
-    assert_eq!((whole.rcx, whole.rsi, whole.rip, whole.written.len()), (0, 0x4_8064, 2, 100));
+    assert_eq!((whole.rcx, whole.rsi, whole.rip, whole.written.len()), (0, 0x4_8064, LENGTH, 100));
     // The interrupt is raised by the run itself: the elements are vectors.
     let raise = |cpu: &mut FakeVcpu| {
         cpu.set_interrupts(true);
         cpu.write_memory(0x4_8000, &[0x41; 100]);
         registers(100, 0x4_8000, 0)(cpu);
     };
-    let to_trigger = |cpu: &mut FakeVcpu| {
-        let linear = Gla(cpu.gprs().get(Gpr::Rsi));
-        let string = Some(StringIo { rep: true, address_width: Width::B8, linear });
-        Step::exit(Exit::Io(IoExit { port: INTERRUPT_PORT, width: Width::B1, direction: Direction::Out, string }))
-    };
+    let to_trigger = string_to(INTERRUPT_PORT, Direction::Out, Width::B1, true, Width::B8, 0);
     let after = run(raise, vec![Box::new(to_trigger), Box::new(|_| Step::compute(1))], (0, 0));
     assert_eq!((after.events, after.rcx, after.rip), (vec![Event::external(0x41)], 36, 0));
 }
@@ -222,6 +262,7 @@ fn paging(cpu: &mut FakeVcpu, second: bool, user: bool) {
     for (table, next) in [(0x2_0000, 0x2_1000), (0x2_1000, 0x2_2000), (0x2_2000, 0x2_3000u64)] {
         cpu.write_memory(table, &(next | 7).to_le_bytes());
     }
+    cpu.write_memory(0x2_3800, &(ENTRY | 7).to_le_bytes());
     cpu.write_memory(0x2_3240, &(0x3_0000u64 | rights).to_le_bytes());
     cpu.write_memory(0x2_3248, &(0x5_0006u64 | u64::from(second)).to_le_bytes());
     cpu.write(SysReg::Cr3, 0x2_0000);
@@ -263,7 +304,7 @@ fn a_page_fault_in_the_middle_leaves_registers_to_go_on_from() {
         string(Direction::In, Width::B1, true, Width::B8, 0)(cpu)
     });
     let after = run(prepare, vec![ins(), repaired], (0x5_0000, 3));
-    assert_eq!((after.rcx, after.rdi, after.rip, after.memory), (0, 0x4_9002, 2, vec![4, 5, 0]));
+    assert_eq!((after.rcx, after.rdi, after.rip, after.memory), (0, 0x4_9002, LENGTH, vec![4, 5, 0]));
 }
 
 #[test]
@@ -291,7 +332,7 @@ fn a_users_access_is_checked_as_a_users() {
     let after = once(user(false), string(Direction::In, Width::B1, true, Width::B8, 0));
     assert_eq!(after.events, [Event::exception(vector::PF, Some(7))]);
     let after = once(user(true), string(Direction::Out, Width::B1, true, Width::B8, 0));
-    assert_eq!((after.events, after.rip), (vec![], 2));
+    assert_eq!((after.events, after.rip), (vec![], LENGTH));
 }
 
 #[test]
@@ -300,10 +341,11 @@ fn a_fault_behind_4_gib_in_32_bit_mode_names_a_linear_address_of_32_bits() {
     let prepare = |cpu: &mut FakeVcpu| {
         unpaged(cpu);
         backwards(cpu);
-        // 32-bit paging: nothing is mapped but the page at 0x1000.
+        // 32-bit paging: nothing is mapped but the page at 0x1000, and the code.
         cpu.write(SysReg::Cr4, 0);
         cpu.write_memory(0x2_0000, &0x2_1003u32.to_le_bytes());
         cpu.write_memory(0x2_1004, &0x4_8003u32.to_le_bytes());
+        cpu.write_memory(0x2_1400, &0x10_0003u32.to_le_bytes());
         cpu.write(SysReg::Cr3, 0x2_0000);
         cpu.write(SysReg::Cr0, (Cr0::PE | Cr0::ET | Cr0::PG).bits());
         registers(2, 0, 0)(cpu);
@@ -315,14 +357,15 @@ fn a_fault_behind_4_gib_in_32_bit_mode_names_a_linear_address_of_32_bits() {
 
 #[test]
 fn a_device_may_end_the_vm_in_the_middle() {
-    let outs = Step::exit(Exit::Io(IoExit {
-        port: SHUTDOWN_PORT,
-        width: Width::B1,
-        direction: Direction::Out,
-        string: Some(StringIo { rep: true, address_width: Width::B8, linear: Gla(0x4_8000) }),
-    }));
-    let reason = reason_of(outs.with(|cpu| cpu.gprs().set(Gpr::Rcx, 5)));
-    assert_eq!(reason, "powered off (status 0)");
+    let outs = string_to(SHUTDOWN_PORT, Direction::Out, Width::B1, true, Width::B8, 0);
+    let mut outs = Some(outs);
+    let program: Program = Box::new(move |cpu| {
+        registers(5, 0x4_8000, 0)(cpu);
+        outs.take().map_or_else(Step::spin, |outs| outs(cpu))
+    });
+    let (mut machine, world) = Bench::new().vm("a", program).boot::<FakeChipset>();
+    finish(&mut machine);
+    assert_eq!(world.lines()[0], "[lamina] a stopped: powered off (status 0)");
 }
 
 #[test]

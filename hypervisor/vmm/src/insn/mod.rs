@@ -1,0 +1,191 @@
+//! The instruction emulator: instructions that exited and must be finished in software.
+//!
+//! Decoding is `iced-x86`'s ([`fetch()`]); executing is ours, over a [`Processor`]: its registers, its segments, its
+//! memory by linear address with the privilege of the access, devices included. An instruction first finds the place
+//! of every operand, which is where segment, canonical, alignment and page faults come up; only then does it read,
+//! compute and write. So an instruction that faults has changed nothing, and where an operand's place is at fault, no
+//! device has noticed it. Of a repeated string instruction this holds for each iteration, as on a processor.
+//!
+//! What is not here is refused by name, never guessed: everything privileged, far transfers of control, loads of SS,
+//! x87 and vector instructions. Owns no state, never moves RIP past an instruction, never injects.
+
+mod address;
+mod alu;
+mod arithmetic;
+mod bits;
+mod data;
+mod exchange;
+mod fetch;
+mod multiply;
+mod operand;
+mod segment;
+mod shift;
+mod stack;
+mod string;
+#[cfg(test)]
+mod tests;
+
+use iced_x86::{Instruction, Mnemonic};
+use lamina_arch::addr::{Gla, Gpa};
+use lamina_arch::event::GuestFault;
+use lamina_arch::exit::{Direction, Width};
+use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::segment::{Segment, SegmentName};
+
+pub use fetch::{Fetched, fetch};
+
+/// Longest instruction. Unit: bytes.
+pub const MAX_LENGTH: usize = 15;
+
+/// What an access by linear address is for: decides which rights it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Data read with the current privilege.
+    Read,
+    /// Data write, or read and write, with the current privilege.
+    Write,
+    /// Instruction fetch with the current privilege.
+    Fetch,
+    /// Read of a descriptor: as a supervisor, whatever the current privilege.
+    SystemRead,
+    /// Write of a descriptor's accessed flag: as a supervisor.
+    SystemWrite,
+}
+
+/// What an instruction works on.
+pub trait Processor {
+    /// All 64 bits of a general-purpose register, RSP too.
+    fn gpr(&mut self, register: Gpr) -> u64;
+
+    /// Sets all 64 bits of a general-purpose register, RSP too.
+    fn set_gpr(&mut self, register: Gpr, value: u64);
+
+    /// Reads a register.
+    fn read(&mut self, register: SysReg) -> u64;
+
+    /// Writes RIP or RFLAGS.
+    fn write(&mut self, register: SysReg, value: u64);
+
+    /// Reads a segment register with its hidden part.
+    fn segment(&mut self, name: SegmentName) -> Segment;
+
+    /// Writes a segment register with its hidden part.
+    fn set_segment(&mut self, name: SegmentName, segment: Segment);
+
+    /// Where the byte at `at` is. The answer holds up to the end of its 4 KiB page.
+    ///
+    /// # Errors
+    /// The page fault that the guest gets.
+    fn translate(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault>;
+
+    /// Reads up to 16 bytes within a page: memory, a device, or open bus.
+    fn load(&mut self, from: Gpa, data: &mut [u8]);
+
+    /// Writes up to 16 bytes within a page: memory, a device, or open bus.
+    fn store(&mut self, to: Gpa, data: &[u8]);
+
+    /// Whether the processor has checked that the guest may make this access to a port: whether this is what exited.
+    fn may_use_port(&mut self, port: u16, direction: Direction, width: Width) -> bool;
+
+    /// IN.
+    fn port_read(&mut self, port: u16, data: &mut [u8]);
+
+    /// OUT.
+    fn port_write(&mut self, port: u16, data: &[u8]);
+
+    /// Whether a repeated string instruction is to stop after this iteration because something else must happen first.
+    fn must_pause(&mut self) -> bool;
+}
+
+/// What is left to do after an instruction was executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Go past it: its length. Unit: bytes.
+    Advance(u8),
+    /// RIP was set.
+    Jumped,
+    /// A repeated string instruction with iterations left: enter the guest at the same place.
+    Again,
+}
+
+/// Why an instruction was not executed. Nothing was changed, but for complete iterations of a string instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The guest's fault: it gets this exception.
+    Fault(GuestFault),
+    /// This instruction, or this form of it, is not emulated.
+    Unsupported(Mnemonic),
+    /// The bytes are no instruction that the decoder knows.
+    Undecodable,
+    /// This is not the instruction that exited: the guest has changed its code since. Enter it again.
+    Changed,
+}
+
+impl From<GuestFault> for Refused {
+    fn from(fault: GuestFault) -> Refused {
+        Refused::Fault(fault)
+    }
+}
+
+type Outcome = Result<Done, Refused>;
+
+/// One instruction at work.
+struct Context<'a, P> {
+    processor: &'a mut P,
+    instruction: &'a Instruction,
+}
+
+/// Executes `instruction`, which was fetched at RIP.
+///
+/// # Errors
+/// [`Refused`].
+pub fn execute<P: Processor>(processor: &mut P, instruction: &Instruction) -> Outcome {
+    Context { processor, instruction }.execute()
+}
+
+impl<P: Processor> Context<'_, P> {
+    fn execute(&mut self) -> Outcome {
+        use Mnemonic as M;
+        match self.instruction.mnemonic() {
+            M::Mov => self.mov(),
+            M::Movzx => self.movzx(),
+            M::Movsx | M::Movsxd => self.movsx(),
+            M::Movnti => self.mov(),
+            M::Movbe => self.movbe(),
+            M::Xlatb => self.xlat(),
+            M::Add | M::Adc | M::Sub | M::Sbb | M::Cmp | M::And | M::Or | M::Xor | M::Test => self.two_operands(),
+            M::Inc | M::Dec | M::Neg | M::Not => self.one_operand(),
+            M::Sal | M::Shl | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr => self.shift(),
+            M::Shld | M::Shrd => self.double_shift(),
+            M::Mul => self.mul(),
+            M::Imul => self.imul(),
+            M::Div | M::Idiv => self.div(),
+            M::Bt | M::Bts | M::Btr | M::Btc => self.bit_test(),
+            M::Bsf | M::Bsr => self.bit_scan(),
+            M::Popcnt => self.popcnt(),
+            M::Xchg => self.xchg(),
+            M::Xadd => self.xadd(),
+            M::Cmpxchg => self.cmpxchg(),
+            M::Cmpxchg8b | M::Cmpxchg16b => self.cmpxchg_pair(),
+            M::Push => self.push(),
+            M::Pop => self.pop(),
+            M::Call => self.call(),
+            M::Jmp => self.jmp(),
+            M::Ret => self.ret(),
+            M::Lds | M::Les | M::Lfs | M::Lgs => self.load_far_pointer(),
+            M::Clflush | M::Clflushopt | M::Clwb => self.cache_line(),
+            M::Nop => Ok(self.advance()),
+            _ if self.is_string() => self.string(),
+            _ => self.conditional(),
+        }
+    }
+
+    /// The instruction is done.
+    fn advance(&self) -> Done {
+        Done::Advance(u8::try_from(self.instruction.len()).unwrap_or(0))
+    }
+
+    fn unsupported(&self) -> Refused {
+        Refused::Unsupported(self.instruction.mnemonic())
+    }
+}

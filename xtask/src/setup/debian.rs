@@ -108,8 +108,10 @@ pub fn image(package: &Package, file: Option<&str>) -> Result<PathBuf> {
     }
 }
 
-/// The one file below `directory` whose path ends with `name`.
+/// The one file below `directory` whose path ends with `name`. Links to the same file are one with it; what they name
+/// outside of the package is not ours.
 fn find(directory: &Path, name: &str) -> Result<PathBuf> {
+    let root = directory.canonicalize()?;
     let mut found = Vec::new();
     let mut all = Vec::new();
     let mut directories = vec![directory.to_owned()];
@@ -118,13 +120,19 @@ fn find(directory: &Path, name: &str) -> Result<PathBuf> {
             let path = entry.path();
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 directories.push(path);
-            } else if path.ends_with(name) && path.is_file() {
-                found.push(path);
+            } else if path.ends_with(name)
+                && let Ok(file) = path.canonicalize()
+                && file.is_file()
+                && file.starts_with(&root)
+            {
+                found.push(file);
             } else if let Ok(path) = path.strip_prefix(directory) {
                 all.push(path.display().to_string());
             }
         }
     }
+    found.sort();
+    found.dedup();
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => {
@@ -217,13 +225,18 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
+        let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, directory.path().join(at)).unwrap();
+        link("../boot/a.bin", "usr/a.bin");
+        link("/etc/passwd", "usr/outside");
+        let root = directory.path().canonicalize().unwrap();
         let find = |name| find(directory.path(), name).map_err(|error| error.to_string());
-        assert_eq!(find("a.bin"), Ok(directory.path().join("boot/a.bin")));
-        assert_eq!(find("x/b.bin"), Ok(directory.path().join("usr/lib/x/b.bin")));
+        assert_eq!(find("a.bin"), Ok(root.join("boot/a.bin")));
+        assert_eq!(find("x/b.bin"), Ok(root.join("usr/lib/x/b.bin")));
+        assert!(find("outside").unwrap_err().contains("no file outside"));
         assert!(find("b.bin").unwrap_err().contains("2 files"));
         // Whole names only, and no directories.
         for name in ["bin", ".bin", "boot"] {
-            assert!(find(name).unwrap_err().contains("boot/a.bin, boot/b.bin, usr/lib/x/b.bin"), "{name}");
+            assert!(find(name).unwrap_err().contains("boot/a.bin, boot/b.bin, usr/a.bin, usr/lib/x/b.bin"), "{name}");
         }
     }
 

@@ -10,6 +10,7 @@ mod debian_power_off;
 mod debian_reboot;
 mod demo;
 mod dying_beside_living;
+mod exit_statuses;
 mod fpu_pair;
 mod greeter;
 mod hello;
@@ -38,6 +39,7 @@ fn main() {
         checker::SCENARIO,
         triple::SCENARIO,
         outside::SCENARIO,
+        exit_statuses::SCENARIO,
         console::SCENARIO,
         multiboot::SCENARIO,
         dying_beside_living::SCENARIO,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use xtask::backend::{self, Host, Name};
 use xtask::config::Config;
 use xtask::image::{self, Firmware};
@@ -46,7 +46,7 @@ impl Stage {
     }
 
     fn start(&self, request: &Request) -> Result<Running> {
-        let prepared = request.clone().on(self.backend()?).timeout(self.limit).prepare()?;
+        let prepared = request.clone().on(Some(self.backend()?)).timeout(self.limit).prepare()?;
         Ok(Running::new(prepared.start()?))
     }
 
@@ -55,7 +55,7 @@ impl Stage {
     /// # Errors
     /// Something cannot be built or started.
     pub fn boot_bundle(&self, bundle: &[u8]) -> Result<Running> {
-        let choice = backend::choose(self.backend()?, &Host)?;
+        let choice = backend::choose(Some(self.backend()?), &Host)?;
         let kernel = artifacts::hypervisor()?;
         let directory = tempfile::Builder::new().prefix("lamina-").tempdir().context("no temporary directory")?;
         let (ramdisk, disk) = (directory.path().join("bundle"), directory.path().join("disk"));
@@ -90,10 +90,11 @@ impl Stage {
         command::xtask(arguments, directory, self.limit)
     }
 
-    fn backend(&self) -> Result<Option<Name>> {
-        match self.backend {
-            Some(backend) => Ok(Some(backend)),
-            None => bail!("a scenario that needs only the host boots nothing"),
-        }
+    /// What machines are booted on.
+    ///
+    /// # Errors
+    /// The scenario said that it needs only the host.
+    pub fn backend(&self) -> Result<Name> {
+        self.backend.context("a scenario that needs only the host boots nothing")
     }
 }

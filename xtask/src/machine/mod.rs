@@ -280,8 +280,9 @@ impl Machine {
             Err(RecvTimeoutError::Timeout) => {
                 let silent = self.last_output.elapsed();
                 let over = matches!(self.verdict(), Verdict::Exit(_)) && silent > GRACE;
-                // An emulator that ended before it connected closes nothing.
-                let dead = matches!(self.child.try_wait(), Ok(Some(_))) && silent > SILENCE;
+                // An emulator that ended before it connected closes nothing. One that did connect is at its end when its
+                // last bytes are here, which a busy host may bring later than the news of its end.
+                let dead = matches!(self.child.try_wait(), Ok(Some(_))) && silent > GRACE;
                 if over || dead { Err(self.ended()) } else { Ok(Turn::Silence) }
             }
         }

@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use core::arch::asm;
+use core::sync::atomic::Ordering;
 
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
@@ -34,6 +35,7 @@ use super::explain::explain;
 use super::resume::resume;
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
 use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
+use crate::percpu;
 use crate::xstate::ExtendedState;
 
 /// EPT pointer: tables of four levels (bits 5:3), write-back (bits 2:0).
@@ -455,6 +457,7 @@ impl Vcpu for VmxVcpu {
         }
         write_debug(&self.debug);
         write_cr2(self.cr2);
+        percpu::current().current_vm.store(self.vpid, Ordering::Relaxed);
         self.loaded = true;
     }
 

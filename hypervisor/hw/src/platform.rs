@@ -122,10 +122,6 @@ impl<B: Backend> Host for Platform<B> {
         serial::write(bytes)
     }
 
-    fn serial_room(&self) -> usize {
-        serial::room()
-    }
-
     fn serial_read(&mut self) -> Option<u8> {
         serial::read()
     }

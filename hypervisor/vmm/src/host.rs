@@ -66,9 +66,6 @@ pub trait Host: HostMemory {
     /// Puts bytes into the ring of the machine's serial port; returns how many it had room for.
     fn serial_write(&mut self, bytes: &[u8]) -> usize;
 
-    /// How many bytes [`Host::serial_write`] would take now.
-    fn serial_room(&self) -> usize;
-
     /// The next byte that the machine's serial port received.
     fn serial_read(&mut self) -> Option<u8>;
 

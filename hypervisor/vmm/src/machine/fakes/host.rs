@@ -288,10 +288,6 @@ impl Host for FakeHost {
         })
     }
 
-    fn serial_room(&self) -> usize {
-        self.world.with(|w| w.serial.capacity - w.serial.ring.len())
-    }
-
     fn serial_read(&mut self) -> Option<u8> {
         self.world.with_mut(|w| w.serial.received.pop_front())
     }

@@ -10,6 +10,8 @@ pub mod vector {
     pub const NMI: u8 = 2;
     /// Breakpoint.
     pub const BP: u8 = 3;
+    /// Overflow.
+    pub const OF: u8 = 4;
     /// Invalid opcode.
     pub const UD: u8 = 6;
     /// Device not available.

@@ -7,10 +7,10 @@ use crate::regs::Gpr;
 /// Why the guest exited to the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// An interrupt of the machine's, acknowledged, with its vector: to be handled by the host.
+    /// An interrupt of the machine's, to be handled by the host.
     HostInterrupt {
-        /// The machine's vector.
-        vector: u8,
+        /// The machine's vector, acknowledged; `None` where it still waits for the host to take it.
+        vector: Option<u8>,
     },
     /// A non-maskable interrupt of the machine's.
     HostNmi,
@@ -24,7 +24,7 @@ pub enum Exit {
     NmiWindow,
     /// An exception of the guest's that the hypervisor asked to see.
     Exception(Event),
-    /// #DB, which the hypervisor asked to see: not delivered yet, and DR6 does not show it yet.
+    /// #DB, which the hypervisor asked to see: not delivered yet, and DR6 need not show it yet.
     Debug {
         /// The bits of DR6 that it sets: B0 to B3, BD, BS.
         dr6: u64,
@@ -258,15 +258,15 @@ pub struct StringIo {
     pub rep: bool,
     /// Width of rCX, rSI, rDI: 2, 4 or 8 bytes.
     pub address_width: Width,
-    /// Linear address of the first element.
-    pub linear: Gla,
+    /// Linear address of the first element, where the processor gives it.
+    pub linear: Option<Gla>,
 }
 
 /// Access to a control register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrExit {
-    /// What was done.
-    pub access: CrAccess,
+    /// What was done; `None` where the processor does not say, so that the instruction must be decoded.
+    pub access: Option<CrAccess>,
 }
 
 /// Kinds of access to a control register.

@@ -55,6 +55,14 @@ pub const X2APIC_FIRST: u32 = 0x800;
 /// Last MSR of the x2APIC's range.
 pub const X2APIC_LAST: u32 = 0x8ff;
 pub const IA32_XSS: u32 = 0xda0;
+/// AMD's system configuration (APM vol. 2, "SYSCFG Register").
+pub const SYSCFG: u32 = 0xc001_0010;
+/// AMD's hardware configuration (APM vol. 2, "Hardware Configuration Register (HWCR)").
+pub const HWCR: u32 = 0xc001_0015;
+/// AMD's control of SVM (APM vol. 2, "VM_CR MSR").
+pub const VM_CR: u32 = 0xc001_0114;
+/// Where AMD's VMRUN saves the host (APM vol. 2, "VM_HSAVE_PA MSR").
+pub const VM_HSAVE_PA: u32 = 0xc001_0117;
 pub const IA32_EFER: u32 = 0xc000_0080;
 pub const IA32_STAR: u32 = 0xc000_0081;
 pub const IA32_LSTAR: u32 = 0xc000_0082;

@@ -215,7 +215,7 @@ fn the_local_apics_registers_are_reached_by_instructions() {
 #[test]
 fn a_guest_ends_by_each_of_the_ways_that_a_pc_has() {
     // `rep outsb` of the shutdown string, from memory.
-    let string = StringIo { rep: true, address_width: Width::B8, linear: lamina_arch::addr::Gla(0x4_8000) };
+    let string = StringIo { rep: true, address_width: Width::B8, linear: Some(lamina_arch::addr::Gla(0x4_8000)) };
     let io = IoExit { port: layout::SHUTDOWN_PORT, width: Width::B1, direction: Direction::Out, string: Some(string) };
     let shutdown = Step::exit(Exit::Io(io)).with(|cpu| {
         cpu.write_memory(0x4_8000, b"Shutdown");

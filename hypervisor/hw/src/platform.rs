@@ -95,8 +95,11 @@ impl<B: Backend> Host for Platform<B> {
         self.backend.create_vcpu(vm)
     }
 
-    fn handle_interrupt(&mut self, vector: u8) {
-        interrupts::dispatch(vector);
+    fn handle_interrupt(&mut self, vector: Option<u8>) {
+        match vector {
+            Some(vector) => interrupts::dispatch(vector),
+            None => interrupts::accept_pending(),
+        }
     }
 
     fn handle_pending_interrupts(&mut self) {

@@ -47,8 +47,9 @@ pub trait Host: HostMemory {
     /// A sentence that says what could not be had.
     fn create_vcpu(&mut self, vm: u16) -> Result<Self::Vcpu, String>;
 
-    /// Handles an interrupt of the machine's that ended a guest's run.
-    fn handle_interrupt(&mut self, vector: u8);
+    /// Handles an interrupt of the machine's that ended a guest's run: `vector`, which was acknowledged, or, where it
+    /// is `None`, whatever waits to be taken.
+    fn handle_interrupt(&mut self, vector: Option<u8>);
 
     /// Handles the interrupts of the machine's that wait, without waiting for any. A guest's exit hands over one at a
     /// time, and not every machine exits for one at once, so each turn of the run loop looks.

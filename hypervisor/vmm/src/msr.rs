@@ -2,8 +2,8 @@
 //! here gives #GP and is counted.
 //!
 //! Not here because the guest reaches them without an exit: IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE,
-//! IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_SYSENTER_*, IA32_PAT, IA32_TSC_AUX, and reads of IA32_EFER and
-//! of the TSC. SDM vol. 4, "Architectural MSRs".
+//! IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_SYSENTER_* and IA32_TSC_AUX. IA32_PAT, IA32_EFER and the TSC are
+//! reached without an exit or not, as the vendor has it; `exit` answers where there is one. SDM vol. 4, "Architectural MSRs".
 
 use lamina_arch::cr::{Cr0, Efer};
 use lamina_arch::event::GuestFault;
@@ -17,6 +17,8 @@ const FIXED_RANGES: usize = 11;
 const MTRRCAP: u64 = VARIABLE_RANGES as u64 | 1 << 8 | 1 << 10;
 /// IA32_MISC_ENABLE: fast strings; no branch trace store, no precise event sampling.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// HWCR: the TSC counts at the rate of the highest performance state, always.
+const HWCR: u64 = 1 << 24;
 /// Memory types that exist: UC, WC, WT, WP, WB.
 const fn is_memory_type(value: u64) -> bool {
     matches!(value, 0 | 1 | 4 | 5 | 6)
@@ -82,6 +84,9 @@ impl Msrs {
             msr::IA32_MISC_ENABLE => MISC_ENABLE,
             // No banks, and nothing to report: MCA is shown because every processor with long mode has it.
             msr::IA32_MCG_CAP | msr::IA32_MCG_STATUS => 0,
+            // AMD's processors with long mode have these two, and kernels read them without asking.
+            msr::SYSCFG => 0,
+            msr::HWCR => HWCR,
             msr::IA32_PLATFORM_ID | msr::IA32_BIOS_SIGN_ID | msr::IA32_DEBUGCTL => 0,
             _ => match mtrr(index).ok_or(GuestFault::GP0)? {
                 Mtrr::Variable(i) => self.variable[i],
@@ -102,7 +107,8 @@ impl Msrs {
                 true
             }
             msr::IA32_MISC_ENABLE => value == MISC_ENABLE,
-            msr::IA32_MCG_STATUS | msr::IA32_DEBUGCTL | msr::IA32_BIOS_SIGN_ID => value == 0,
+            msr::HWCR => value == HWCR,
+            msr::SYSCFG | msr::IA32_MCG_STATUS | msr::IA32_DEBUGCTL | msr::IA32_BIOS_SIGN_ID => value == 0,
             _ => match mtrr(index).ok_or(GuestFault::GP0)? {
                 Mtrr::Variable(i) => {
                     let reserved = if i % 2 == 0 { 0xf00 } else { 0x7ff } | !self.physical_mask;
@@ -148,6 +154,18 @@ pub fn efer_written(old: Efer, value: u64, cr0: Cr0) -> Result<Efer, GuestFault>
     Ok((new - Efer::LMA) | (old & Efer::LMA))
 }
 
+/// Whether IA32_PAT may be set to `value`: each byte is a memory type (SDM vol. 3, "IA32_PAT MSR").
+pub const fn is_valid_pat(value: u64) -> bool {
+    let mut rest = value;
+    while rest != 0 {
+        if !matches!(rest & 0xff, 0 | 1 | 4..=7) {
+            return false;
+        }
+        rest >>= 8;
+    }
+    true
+}
+
 /// Whether XSETBV may set XCR0 to `value`, of the components in `allowed` (SDM vol. 1, "Enabling the XSAVE Feature
 /// Set").
 pub const fn is_valid_xcr0(value: u64, allowed: u64) -> bool {
@@ -165,9 +183,19 @@ mod tests {
     #[test]
     fn what_is_not_emulated_faults() {
         let mut m = Msrs::new(39);
-        for index in [0x3a, 0x48, 0x10a, 0x122, 0x345, 0x480, 0x20_0000, 0xc001_0015, 0x20f + 1] {
+        for index in [0x3a, 0x48, 0x10a, 0x122, 0x345, 0x480, 0x20_0000, 0xc001_0114, 0x20f + 1] {
             assert_eq!(m.read(index), Err(GuestFault::GP0), "{index:#x}");
             assert_eq!(m.write(index, 0), Err(GuestFault::GP0), "{index:#x}");
+        }
+    }
+
+    #[test]
+    fn what_kernels_read_on_amd_without_asking_is_there() {
+        let mut m = Msrs::new(39);
+        assert_eq!((m.read(msr::HWCR), m.read(msr::SYSCFG)), (Ok(1 << 24), Ok(0)));
+        assert_eq!((m.write(msr::HWCR, 1 << 24), m.write(msr::SYSCFG, 0)), (Ok(()), Ok(())));
+        for (index, value) in [(msr::HWCR, 0), (msr::SYSCFG, 1 << 19)] {
+            assert_eq!(m.write(index, value), Err(GuestFault::GP0), "{index:#x}");
         }
     }
 
@@ -192,6 +220,14 @@ mod tests {
         assert_eq!(efer_written(long, 1, on), Err(GuestFault::GP0));
         assert_eq!(efer_written(Efer::empty(), 0x500, Cr0::PE), Ok(Efer::LME));
         assert_eq!(efer_written(Efer::empty(), 1 << 12, Cr0::PE), Err(GuestFault::GP0));
+    }
+
+    #[test]
+    fn a_pat_has_memory_types_only() {
+        assert!(is_valid_pat(0x0007_0406_0007_0406) && is_valid_pat(0x0100_0000_0000_0005));
+        for bad in [2, 3 << 56, 8 << 32, 0x86] {
+            assert!(!is_valid_pat(bad), "{bad:#x}");
+        }
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub struct EntryFailure {
     pub broken_rules: alloc::vec::Vec<String>,
 }
 
+/// The processor does not tell how long the instruction is that exited: it must be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownLength;
+
 /// A virtual processor of some vendor's.
 pub trait Vcpu {
     /// The vendor's format of nested-table entries.
@@ -35,7 +39,8 @@ pub trait Vcpu {
     /// The nested-table format with the page sizes that this processor has.
     fn nested_format(&self) -> Self::Nested;
 
-    /// Enters the guest and returns when it exits, at the latest at `deadline` (the machine's TSC).
+    /// Enters the guest and returns when it exits, at the latest at `deadline` (the machine's TSC): with
+    /// [`Exit::SliceEnd`], or with the interrupt of a timer of the machine's.
     ///
     /// # Errors
     /// [`EntryFailure`] where the processor refuses the state.
@@ -57,7 +62,10 @@ pub trait Vcpu {
     fn set_segment(&mut self, name: SegmentName, segment: Segment);
 
     /// Moves RIP past the instruction that exited and ends the one-instruction shadow.
-    fn advance(&mut self);
+    ///
+    /// # Errors
+    /// [`UnknownLength`], with nothing changed: [`Vcpu::advance_by`] is due.
+    fn advance(&mut self) -> Result<(), UnknownLength>;
 
     /// Moves RIP past an instruction of `length` bytes (decoded by us; 0 where it has set RIP itself) and ends the
     /// one-instruction shadow.

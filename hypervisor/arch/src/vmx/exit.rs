@@ -134,7 +134,7 @@ pub fn decode(c: &Captured) -> Exit {
     match basic {
         reason::EXCEPTION_OR_NMI => decode_exception(c).unwrap_or(unknown),
         reason::EXTERNAL_INTERRUPT => match interruption::decode(c.interruption, 0, 0) {
-            Some(Event { vector, kind: EventKind::External, .. }) => Exit::HostInterrupt { vector },
+            Some(Event { vector, kind: EventKind::External, .. }) => Exit::HostInterrupt { vector: Some(vector) },
             _ => unknown,
         },
         reason::TRIPLE_FAULT => Exit::TripleFault,
@@ -198,7 +198,7 @@ fn decode_cr(qualification: u64) -> Option<CrExit> {
         (3, 0) => CrAccess::Lmsw { value: (qualification >> 16 & 0xffff) as u16 },
         _ => return None,
     };
-    Some(CrExit { access })
+    Some(CrExit { access: Some(access) })
 }
 
 /// Table "Exit Qualification for I/O Instructions", and for strings "Format of the VM-Exit Instruction-Information
@@ -218,7 +218,7 @@ fn decode_io(c: &Captured) -> Option<IoExit> {
             2 => Width::B8,
             _ => return None,
         };
-        Some(StringIo { rep: q & 1 << 5 != 0, address_width, linear: Gla(c.guest_linear) })
+        Some(StringIo { rep: q & 1 << 5 != 0, address_width, linear: Some(Gla(c.guest_linear)) })
     } else {
         None
     };
@@ -272,7 +272,7 @@ mod tests {
         for (code, width) in [(0, Width::B2), (1, Width::B4), (2, Width::B8)] {
             c.instruction_information = code << 7;
             let Exit::Io(IoExit { string: Some(s), port, width: w, .. }) = decode(&c) else { panic!() };
-            assert_eq!((s.address_width, s.rep, s.linear), (width, true, Gla(0x1234)));
+            assert_eq!((s.address_width, s.rep, s.linear), (width, true, Some(Gla(0x1234))));
             assert_eq!((port, w), (0x1f0, Width::B2));
         }
         c.instruction_information = 3 << 7;
@@ -285,14 +285,14 @@ mod tests {
             let kind = q >> 4 & 3;
             let cr = q & 15;
             match of(reason::CONTROL_REGISTER, q | 0xabcd << 16) {
-                Exit::Cr(CrExit { access: CrAccess::Write { cr: n, source } }) => {
+                Exit::Cr(CrExit { access: Some(CrAccess::Write { cr: n, source }) }) => {
                     assert!(kind == 0 && u64::from(n) == cr && source as u64 == q >> 8 & 15);
                 }
-                Exit::Cr(CrExit { access: CrAccess::Read { cr: n, target } }) => {
+                Exit::Cr(CrExit { access: Some(CrAccess::Read { cr: n, target }) }) => {
                     assert!(kind == 1 && u64::from(n) == cr && target as u64 == q >> 8 & 15);
                 }
-                Exit::Cr(CrExit { access: CrAccess::Clts }) => assert!(kind == 2 && cr == 0),
-                Exit::Cr(CrExit { access: CrAccess::Lmsw { value } }) => {
+                Exit::Cr(CrExit { access: Some(CrAccess::Clts) }) => assert!(kind == 2 && cr == 0),
+                Exit::Cr(CrExit { access: Some(CrAccess::Lmsw { value }) }) => {
                     assert!(kind == 3 && cr == 0 && value == 0xabcd);
                 }
                 Exit::Unknown { .. } => assert!(match kind {
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn external_interrupt_names_its_vector() {
         let c = Captured { reason: 1, interruption: 0x8000_0024, ..Captured::default() };
-        assert_eq!(decode(&c), Exit::HostInterrupt { vector: 0x24 });
+        assert_eq!(decode(&c), Exit::HostInterrupt { vector: Some(0x24) });
         let c = Captured { reason: 1, interruption: 0x24, ..Captured::default() };
         assert!(matches!(decode(&c), Exit::Unknown { .. }));
     }

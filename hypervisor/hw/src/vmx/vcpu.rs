@@ -24,7 +24,7 @@ use lamina_arch::vmx::field;
 use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
-use lamina_vmm::vcpu::{EntryFailure, Vcpu};
+use lamina_vmm::vcpu::{EntryFailure, UnknownLength, Vcpu};
 use x86_64::registers::model_specific::Msr;
 
 use super::cache::{Cache, Slot};
@@ -363,9 +363,10 @@ impl Vcpu for VmxVcpu {
         vmcs.write(rights, segment.rights.0);
     }
 
-    fn advance(&mut self) {
+    fn advance(&mut self) -> Result<(), UnknownLength> {
         let length = self.vmcs.current().read(field::EXIT_INSTRUCTION_LENGTH);
         self.step(u64::from(length));
+        Ok(())
     }
 
     fn advance_by(&mut self, length: u8) {

@@ -8,7 +8,7 @@ use lamina_arch::exit::{CrAccess, CrExit};
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::segment::SegmentName;
 
-use super::Resume;
+use super::{Resume, emulate};
 use crate::chipset::Chipset;
 use crate::host::Host;
 use crate::msr::is_valid_xcr0;
@@ -16,43 +16,47 @@ use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// Handles an access to a control register.
-pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, exit: &CrExit) -> Resume {
-    let outcome = match exit.access {
+pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, exit: &CrExit) -> Resume {
+    let (access, done) = match exit.access {
+        Some(access) => (access, Resume::Advance),
+        None => match emulate::control_access(vm, host) {
+            // The length is known: after the access, the instruction need not be mapped any more.
+            Ok((access, length)) => (access, Resume::AdvanceBy(length)),
+            Err(resume) => return resume,
+        },
+    };
+    match perform(vm, host, access) {
+        Ok(()) => done,
+        Err(fault) => Resume::Inject(fault),
+    }
+}
+
+fn perform<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, access: CrAccess) -> Result<(), GuestFault> {
+    match access {
         CrAccess::Write { cr, source } => {
             let value = if source == Gpr::Rsp { vm.vcpu.read(SysReg::Rsp) } else { vm.vcpu.gprs().get(source) };
             match cr {
-                0 => write_cr0(vm, host, value),
-                3 => {
-                    vm.vcpu.write(SysReg::Cr3, value);
-                    Ok(())
-                }
-                4 => write_cr4(vm, host, value),
-                _ => vm.chipset.set_cr8(value),
+                0 => write_cr0(vm, host, value)?,
+                3 => vm.vcpu.write(SysReg::Cr3, value),
+                4 => write_cr4(vm, host, value)?,
+                _ => vm.chipset.set_cr8(value)?,
             }
         }
         CrAccess::Read { cr, target } => {
             let value = if cr == 3 { vm.vcpu.read(SysReg::Cr3) } else { vm.chipset.cr8() };
-            if target == Gpr::Rsp {
-                vm.vcpu.write(SysReg::Rsp, value)
-            } else {
-                vm.vcpu.gprs().set(target, value)
-            }
-            Ok(())
+            if target == Gpr::Rsp { vm.vcpu.write(SysReg::Rsp, value) } else { vm.vcpu.gprs().set(target, value) }
         }
         CrAccess::Clts => {
             let cr0 = vm.vcpu.read(SysReg::Cr0);
-            write_cr0(vm, host, cr0 & !Cr0::TS.bits())
+            write_cr0(vm, host, cr0 & !Cr0::TS.bits())?;
         }
         CrAccess::Lmsw { value } => {
             // LMSW sets PE but never clears it, and reaches MP, EM and TS.
             let cr0 = vm.vcpu.read(SysReg::Cr0);
-            write_cr0(vm, host, cr0 & !0xe | u64::from(value) & 0xf)
+            write_cr0(vm, host, cr0 & !0xe | u64::from(value) & 0xf)?;
         }
-    };
-    match outcome {
-        Ok(()) => Resume::Advance,
-        Err(fault) => Resume::Inject(fault),
     }
+    Ok(())
 }
 
 fn write_cr0<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64) -> Result<(), GuestFault> {

@@ -1,6 +1,7 @@
 //! The VM as the instruction emulator sees it: the seam's registers, the guest's paging, its memory and its devices.
 //!
-//! Owns the answer to an exit whose instruction is finished in software. What the exit told of the instruction is used
+//! Owns the answer to an exit whose instruction is finished in software, and what the processor does not tell of the
+//! instruction that exited: its length, the control register that it uses. What the exit told of the instruction is used
 //! as a translation that the processor has just made, and as the permission to use a port; what is to be done comes
 //! from the instruction's bytes alone.
 
@@ -8,7 +9,7 @@ use alloc::format;
 use alloc::string::String;
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
-use lamina_arch::exit::{Direction, IoExit, NestedFault, Width};
+use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
@@ -20,7 +21,7 @@ use crate::chipset::Chipset;
 use crate::host::Host;
 use crate::insn::{self, Done, Processor, Purpose, Refused};
 use crate::stop::StopReason;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{UnknownLength, Vcpu};
 use crate::vm::Vm;
 use crate::walk::{Access, Paging};
 
@@ -31,6 +32,8 @@ pub enum Cause<'a> {
     Memory(&'a NestedFault),
     /// INS or OUTS.
     Port(&'a IoExit),
+    /// An instruction that the processor does not describe: it is only read.
+    Undescribed,
 }
 
 /// A page of linear addresses and where it is.
@@ -67,7 +70,7 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
         read = known;
         written = known.filter(|_| write);
     }
-    let mut processor = Emulated { vm, host, cause, now, paging: None, read, written, ended: None };
+    let mut processor = Emulated { read, written, ..Emulated::new(vm, host, cause, now) };
     let fetched = insn::fetch(&mut processor);
     let outcome = fetched.instruction.and_then(|instruction| insn::execute(&mut processor, &instruction));
     if let Some(resume) = processor.ended.take() {
@@ -81,14 +84,58 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
         Err(Refused::Unsupported(mnemonic)) => format!("{mnemonic:?}").to_uppercase(),
         Err(Refused::Undecodable) => String::from("an instruction that is not known"),
     };
-    Resume::Stop(StopReason::NotEmulated {
-        bytes: fetched.bytes().to_vec(),
-        why: format!("{name} on a device is not emulated"),
-        rip: fetched.rip,
+    Resume::Stop(not_emulated(&fetched, format!("{name} on a device is not emulated")))
+}
+
+/// Moves RIP past the instruction that exited; decodes it where the processor does not tell its length.
+///
+/// # Errors
+/// The VM's end, where the instruction is not there any more.
+pub(crate) fn step_over<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Result<(), StopReason> {
+    let Err(UnknownLength) = vm.vcpu.advance() else { return Ok(()) };
+    let now = chipset_now(vm, host);
+    let fetched = insn::fetch(&mut Emulated::new(vm, host, Cause::Undescribed, now));
+    match fetched.instruction {
+        Ok(instruction) => {
+            vm.vcpu.advance_by(insn::length(&instruction));
+            Ok(())
+        }
+        Err(_) => Err(not_emulated(&fetched, String::from("an instruction that exited and cannot be read"))),
+    }
+}
+
+/// What the instruction at RIP does with a control register, and its length. Unit: bytes.
+///
+/// # Errors
+/// What follows where it is no such instruction, or cannot be read.
+pub fn control_access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Result<(CrAccess, u8), Resume> {
+    let now = chipset_now(vm, host);
+    let mut processor = Emulated::new(vm, host, Cause::Undescribed, now);
+    let fetched = insn::fetch(&mut processor);
+    let described = fetched
+        .instruction
+        .and_then(|instruction| Ok((insn::control_access(&mut processor, &instruction)?, insn::length(&instruction))));
+    if let Some(resume) = processor.ended.take() {
+        return Err(resume);
+    }
+    described.map_err(|refused| match refused {
+        Refused::Fault(fault) => Resume::Inject(fault),
+        _ => {
+            let why = "access to a control register by an instruction that is not emulated";
+            Resume::Stop(not_emulated(&fetched, String::from(why)))
+        }
     })
 }
 
-impl<H: Host, C: Chipset> Emulated<'_, H, C> {
+fn not_emulated(fetched: &insn::Fetched, why: String) -> StopReason {
+    StopReason::NotEmulated { bytes: fetched.bytes().to_vec(), why, rip: fetched.rip }
+}
+
+impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
+    fn new(vm: &'a mut Vm<H::Vcpu, C>, host: &'a mut H, cause: Cause<'a>, now: Tsc) -> Self {
+        Emulated { vm, host, cause, now, paging: None, read: None, written: None, ended: None }
+    }
+
     fn walk(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault> {
         let vm = &mut *self.vm;
         let (paging, cpl) = self.paging.get_or_insert_with(|| linear::paging(vm));
@@ -214,7 +261,7 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
     fn may_use_port(&mut self, port: u16, direction: Direction, width: Width) -> bool {
         match self.cause {
             Cause::Port(io) => io.string.is_some() && io.port == port && io.direction == direction && io.width == width,
-            Cause::Memory(_) => false,
+            Cause::Memory(_) | Cause::Undescribed => false,
         }
     }
 

@@ -23,6 +23,8 @@ use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
+pub(crate) use emulate::step_over;
+
 /// What follows from an exit.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use lamina_arch::time::Tsc;
 use super::{Resume, chipset_now};
 use crate::chipset::Chipset;
 use crate::host::Host;
-use crate::msr::efer_written;
+use crate::msr::{efer_written, is_valid_pat};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -27,6 +27,7 @@ pub fn read<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resum
         _ if is_apic(index) => vm.chipset.msr_read(now, index),
         msr::IA32_TIME_STAMP_COUNTER => Ok(now.0.wrapping_add(vm.msrs.tsc_adjust)),
         msr::IA32_EFER => Ok(vm.vcpu.read(SysReg::Efer)),
+        msr::IA32_PAT => Ok(vm.vcpu.read(SysReg::Pat)),
         _ => vm.msrs.read(index),
     };
     match value {
@@ -49,6 +50,11 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
         msr::IA32_TIME_STAMP_COUNTER => move_tsc(vm, now, value.wrapping_sub(now.0)),
         msr::IA32_TSC_ADJUST => move_tsc(vm, now, value),
         msr::IA32_EFER => write_efer(vm, value),
+        msr::IA32_PAT if is_valid_pat(value) => {
+            vm.vcpu.write(SysReg::Pat, value);
+            Ok(())
+        }
+        msr::IA32_PAT => Err(GuestFault::GP0),
         _ => vm.msrs.write(index, value),
     };
     match written {

@@ -13,6 +13,7 @@ mod address;
 mod alu;
 mod arithmetic;
 mod bits;
+mod control;
 mod data;
 mod exchange;
 mod fetch;
@@ -32,6 +33,7 @@ use lamina_arch::exit::{Direction, Width};
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 
+pub use control::control_access;
 pub use fetch::{Fetched, fetch};
 
 /// Longest instruction. Unit: bytes.
@@ -129,6 +131,11 @@ impl From<GuestFault> for Refused {
 
 type Outcome = Result<Done, Refused>;
 
+/// The length of an instruction. Unit: bytes, at most [`MAX_LENGTH`].
+pub fn length(instruction: &Instruction) -> u8 {
+    u8::try_from(instruction.len()).unwrap_or(0)
+}
+
 /// One instruction at work.
 struct Context<'a, P> {
     processor: &'a mut P,
@@ -182,7 +189,7 @@ impl<P: Processor> Context<'_, P> {
 
     /// The instruction is done.
     fn advance(&self) -> Done {
-        Done::Advance(u8::try_from(self.instruction.len()).unwrap_or(0))
+        Done::Advance(length(self.instruction))
     }
 
     fn unsupported(&self) -> Refused {

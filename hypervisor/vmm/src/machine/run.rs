@@ -2,7 +2,7 @@
 
 use lamina_arch::cr::Rflags;
 use lamina_arch::event::{Event, EventKind, GuestFault, vector};
-use lamina_arch::exit::Kind;
+use lamina_arch::exit::{Exit, Kind};
 use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
@@ -10,7 +10,7 @@ use super::{Machine, State};
 use crate::chipset::Chipset;
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
-use crate::exit::{Resume, Surroundings, dispatch};
+use crate::exit::{Resume, Surroundings, dispatch, step_over};
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
@@ -100,7 +100,11 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             vm.vcpu.inject(event);
         }
         match resume {
-            Resume::Advance => vm.vcpu.advance(),
+            Resume::Advance => {
+                if let Err(reason) = step_over(vm, around.host) {
+                    return Left::Stopped(reason);
+                }
+            }
             Resume::AdvanceBy(length) => vm.vcpu.advance_by(length),
             Resume::Again => {}
             Resume::Inject(fault) => match inject(vm, interrupted, fault) {
@@ -119,18 +123,22 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
                 }
             }
             Resume::Halt => {
-                vm.vcpu.advance();
+                if let Err(reason) = step_over(vm, around.host) {
+                    return Left::Stopped(reason);
+                }
                 if let Some(left) = halt(vm) {
                     return left;
                 }
             }
             Resume::Yield => {
-                vm.vcpu.advance();
-                return Left::Yielded;
+                return match step_over(vm, around.host) {
+                    Ok(()) => Left::Yielded,
+                    Err(reason) => Left::Stopped(reason),
+                };
             }
             Resume::SliceEnd => {
                 // A timer of the guest's own is served at the top of the loop; anything else is the machine's.
-                if matches!(exit, lamina_arch::exit::Exit::HostInterrupt { .. }) {
+                if matches!(exit, Exit::HostInterrupt { .. }) {
                     return Left::SliceEnd;
                 }
             }

@@ -10,6 +10,7 @@ use super::{Machine, State};
 use crate::vm::Vm;
 
 mod console;
+mod decoding;
 mod ends;
 mod events;
 mod hypercalls;

@@ -250,8 +250,8 @@ impl Host for FakeHost {
         Ok(FakeVcpu::new(vm, self.world.clone(), program))
     }
 
-    fn handle_interrupt(&mut self, vector: u8) {
-        assert_eq!(vector, SERIAL_VECTOR);
+    fn handle_interrupt(&mut self, vector: Option<u8>) {
+        assert!(vector.is_none_or(|vector| vector == SERIAL_VECTOR));
         self.world.with_mut(Shared::handle_interrupt);
     }
 

@@ -91,7 +91,7 @@ pub fn hypercall(number: u64, first: u64, second: u64) -> Step {
 
 /// MOV of `value` to control register `cr`, by way of RBX.
 pub fn mov_to_cr(cr: u8, value: u64) -> Step {
-    let access = CrAccess::Write { cr, source: Gpr::Rbx };
+    let access = Some(CrAccess::Write { cr, source: Gpr::Rbx });
     Step::exit(Exit::Cr(CrExit { access })).length(3).with(move |cpu| cpu.gprs().set(Gpr::Rbx, value))
 }
 

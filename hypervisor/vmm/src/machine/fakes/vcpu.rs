@@ -16,7 +16,7 @@ use super::host::{SERIAL_VECTOR, World};
 use crate::frames::FrameSize;
 use crate::host::HostMemory;
 use crate::nested::ept::Ept;
-use crate::vcpu::{EntryFailure, Vcpu};
+use crate::vcpu::{EntryFailure, UnknownLength, Vcpu};
 
 /// What a guest does: asked for the next step whenever one is over.
 pub type Program = Box<dyn FnMut(&mut FakeVcpu) -> Step>;
@@ -37,13 +37,13 @@ pub struct Step {
     ticks: u64,
     act: Option<Act>,
     outcome: Outcome,
-    length: u8,
+    length: Option<u8>,
     interrupted: Option<Event>,
 }
 
 impl Step {
     const fn new(ticks: u64, outcome: Outcome) -> Step {
-        Step { ticks, act: None, outcome, length: 2, interrupted: None }
+        Step { ticks, act: None, outcome, length: Some(2), interrupted: None }
     }
 
     /// After one tick, an instruction of two bytes exits.
@@ -94,7 +94,14 @@ impl Step {
     /// The same, of an instruction of `length` bytes.
     #[must_use]
     pub fn length(mut self, length: u8) -> Step {
-        self.length = length;
+        self.length = Some(length);
+        self
+    }
+
+    /// The same, but the processor does not tell the instruction's length.
+    #[must_use]
+    pub fn untold(mut self) -> Step {
+        self.length = None;
         self
     }
 
@@ -161,7 +168,8 @@ pub struct FakeVcpu {
     pub delivered: Vec<Event>,
     event: Option<Event>,
     interrupted: Option<Event>,
-    length: Option<u8>,
+    /// Of the instruction that exited, unless it is finished; what is inside may be untold.
+    length: Option<Option<u8>>,
     interrupt_window: bool,
     nmi_window: bool,
     root: Option<Hpa>,
@@ -329,7 +337,7 @@ impl Vcpu for FakeVcpu {
             let now = self.now();
             let machine = self.world.with(|w| w.next_interrupt());
             if machine.is_some_and(|at| at <= now) {
-                return Ok(Exit::HostInterrupt { vector: SERIAL_VECTOR });
+                return Ok(Exit::HostInterrupt { vector: Some(SERIAL_VECTOR) });
             }
             if now >= deadline {
                 return Ok(Exit::SliceEnd);
@@ -382,9 +390,11 @@ impl Vcpu for FakeVcpu {
         self.segments[name as usize] = segment;
     }
 
-    fn advance(&mut self) {
-        let length = self.length.take().expect("only an instruction that exited can be finished, and once");
-        self.skip(length);
+    fn advance(&mut self) -> Result<(), UnknownLength> {
+        let length = self.length.expect("only an instruction that exited can be finished, and once");
+        self.skip(length.ok_or(UnknownLength)?);
+        self.length = None;
+        Ok(())
     }
 
     fn advance_by(&mut self, length: u8) {

@@ -191,10 +191,10 @@ fn et_stays_and_reserved_bits_of_cr0_stay_clear() {
 #[test]
 fn clts_and_lmsw() {
     let ts = |cpu: &mut FakeVcpu| cpu.write(SysReg::Cr0, (LONG | Cr0::TS).bits());
-    let clts = Step::exit(Exit::Cr(CrExit { access: CrAccess::Clts }));
+    let clts = Step::exit(Exit::Cr(CrExit { access: Some(CrAccess::Clts) }));
     let (done, cr0, _) = after(ts, clts, read(SysReg::Cr0));
     assert_eq!((done, cr0), ((2, None), LONG.bits()));
-    let lmsw = |value| Step::exit(Exit::Cr(CrExit { access: CrAccess::Lmsw { value } }));
+    let lmsw = |value| Step::exit(Exit::Cr(CrExit { access: Some(CrAccess::Lmsw { value }) }));
     // It reaches the low four bits, and cannot clear PE.
     let (_, cr0, _) = after(ts, lmsw(0xfff2), read(SysReg::Cr0));
     assert_eq!(cr0, (LONG | Cr0::MP).bits());
@@ -270,7 +270,7 @@ fn a_reserved_bit_in_an_entry_of_pae_paging_faults() {
 
 #[test]
 fn cr3_and_cr8_move_both_ways_and_rsp_is_a_register_too() {
-    let access = |access| Step::exit(Exit::Cr(CrExit { access }));
+    let access = |access| Step::exit(Exit::Cr(CrExit { access: Some(access) }));
     let (done, cr3, _) = after(|_| {}, mov_to_cr(3, 0x8000), read(SysReg::Cr3));
     assert_eq!((done, cr3), ((3, None), 0x8000));
     let from_rsp = access(CrAccess::Write { cr: 3, source: Gpr::Rsp });

@@ -32,7 +32,7 @@ fn string_to(
     move |cpu| {
         let index = if direction == Direction::In { Gpr::Rdi } else { Gpr::Rsi };
         let linear = Gla(base + (cpu.gprs().get(index) & address.mask()));
-        let string = Some(StringIo { rep, address_width: address, linear });
+        let string = Some(StringIo { rep, address_width: address, linear: Some(linear) });
         cpu.gprs().set(Gpr::Rdx, port.into());
         let long = cpu.segment(SegmentName::Cs).rights.is_long();
         for name in [SegmentName::Ds, SegmentName::Es] {

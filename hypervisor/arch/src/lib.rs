@@ -16,5 +16,6 @@ pub mod hypercall;
 pub mod msr;
 pub mod regs;
 pub mod segment;
+pub mod svm;
 pub mod time;
 pub mod vmx;

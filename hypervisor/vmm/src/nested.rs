@@ -17,6 +17,7 @@ use crate::frames::{FramePool, FrameSize};
 use crate::host::HostMemory;
 
 pub mod ept;
+pub mod npt;
 mod update;
 
 /// Entries of a table.

@@ -4,6 +4,7 @@ use lamina_arch::addr::{PAGE_1G, PAGE_2M};
 use proptest::prelude::*;
 
 use super::ept::Ept;
+use super::npt::Npt;
 use super::*;
 use crate::fake_memory::FakeMemory;
 
@@ -34,14 +35,52 @@ impl TableFrames for Frames {
     }
 }
 
-struct Bench {
-    host: FakeMemory,
-    frames: Frames,
-    tables: NestedTables<Ept>,
+/// A vendor's entries as its manual has them, without any code of the module under test.
+trait Reference: EntryFormat {
+    /// What an entry allows: bit 0 read, bit 1 write, bit 2 execute; 0 where it is not present.
+    fn allows(entry: u64) -> u64;
+
+    /// Refuses what the processor would.
+    fn check(entry: u64, is_leaf: bool);
 }
 
-impl Bench {
-    fn new(format: Ept, frame_count: u64) -> Bench {
+impl Reference for Ept {
+    fn allows(entry: u64) -> u64 {
+        entry & 7
+    }
+
+    fn check(entry: u64, is_leaf: bool) {
+        if is_leaf {
+            assert_eq!(entry >> 3 & 7, 6, "not write-back");
+        } else {
+            assert_eq!(entry & 0xff8, 0, "reserved bits are set");
+        }
+    }
+}
+
+impl Reference for Npt {
+    fn allows(entry: u64) -> u64 {
+        if entry & 1 == 0 { 0 } else { 1 | entry & 2 | (entry >> 63 ^ 1) << 2 }
+    }
+
+    fn check(entry: u64, is_leaf: bool) {
+        assert_eq!(entry & 4, 4, "not for users");
+        assert_eq!(entry & 0x18, 0, "not write-back");
+        if !is_leaf {
+            assert_eq!(entry & (0xf00 | 0x80), 0, "reserved bits are set");
+            assert_eq!(Self::allows(entry), 7, "a table restricts");
+        }
+    }
+}
+
+struct Bench<F> {
+    host: FakeMemory,
+    frames: Frames,
+    tables: NestedTables<F>,
+}
+
+impl<F: EntryFormat> Bench<F> {
+    fn new(format: F, frame_count: u64) -> Bench<F> {
         let mut host = FakeMemory::new((frame_count + 1) * PAGE_4K);
         let mut frames = Frames::new(frame_count);
         let tables = NestedTables::new(format, &mut host, &mut frames).unwrap();
@@ -61,39 +100,39 @@ impl Bench {
     }
 }
 
-/// Walks EPT as the manual says, without any code of the module under test. Notes the tables it came by in `path`.
-fn reference_walk(host: &FakeMemory, root: Hpa, gpa: u64, path: &mut Vec<u64>) -> Option<(u64, u64)> {
+/// Walks tables as the manual says, without any code of the module under test. Notes the tables it came by in `path`.
+fn reference_walk<F: Reference>(host: &FakeMemory, root: Hpa, gpa: u64, path: &mut Vec<u64>) -> Option<(u64, u64)> {
     let mut table = root.0;
     path.clear();
     for shift in [39, 30, 21, 12] {
         path.push(table);
         let entry = host.read_u64(Hpa(table + (gpa >> shift & 511) * 8));
-        if entry & 7 == 0 {
+        if F::allows(entry) == 0 {
             return None;
         }
         let address = entry & 0x000f_ffff_ffff_f000;
         if shift == 12 || entry & 0x80 != 0 {
             assert!(shift != 39, "a page at the top level");
-            assert_eq!(entry >> 3 & 7, 6, "not write-back");
+            F::check(entry, true);
             let mask = (1 << shift) - 1;
             assert_eq!(address & mask, 0, "reserved address bits are set");
-            return Some((address | gpa & mask, entry & 7));
+            return Some((address | gpa & mask, F::allows(entry)));
         }
-        assert_eq!(entry & 0xff8, 0, "reserved bits are set");
+        F::check(entry, false);
         table = address;
     }
     unreachable!()
 }
 
 /// Every leaf: its first guest-physical address, size, frame and access bits.
-fn leaves(host: &FakeMemory, table: u64, shift: u32, base: u64, found: &mut Vec<(u64, u64, u64, u64)>) {
+fn leaves<F: Reference>(host: &FakeMemory, table: u64, shift: u32, base: u64, found: &mut Vec<(u64, u64, u64, u64)>) {
     for index in 0..512 {
         let entry = host.read_u64(Hpa(table + index * 8));
         let (gpa, address) = (base + (index << shift), entry & 0x000f_ffff_ffff_f000);
-        match entry & 7 {
+        match F::allows(entry) {
             0 => {}
             bits if shift == 12 || entry & 0x80 != 0 => found.push((gpa, 1 << shift, address, bits)),
-            _ => leaves(host, address, shift - 9, gpa, found),
+            _ => leaves::<F>(host, address, shift - 9, gpa, found),
         }
     }
 }
@@ -239,7 +278,7 @@ fn interesting(steps: &[Step]) -> Vec<u64> {
     places.into_iter().collect()
 }
 
-fn check_history(format: Ept, steps: &[Step]) {
+fn check_history<F: Reference>(format: F, steps: &[Step]) {
     let mut bench = Bench::new(format, 40_000);
     let root = bench.tables.root();
     let places = interesting(steps);
@@ -260,7 +299,7 @@ fn check_history(format: Ept, steps: &[Step]) {
             .iter()
             .map(|&at| {
                 let mut path = Vec::new();
-                reference_walk(&replayed, root, at, &mut path);
+                reference_walk::<F>(&replayed, root, at, &mut path);
                 (at, model(&steps[..done], at), model(&steps[..=done], at), path)
             })
             .collect();
@@ -274,14 +313,14 @@ fn check_history(format: Ept, steps: &[Step]) {
             }
             for (at, old, new, path) in expected.iter_mut().filter(|(.., path)| path.contains(&table)) {
                 let (old, new) = (*old, *new);
-                let now = reference_walk(&replayed, root, *at, path);
+                let now = reference_walk::<F>(&replayed, root, *at, path);
                 reached.extend(&*path);
                 assert!(now == old || now == new || now.is_none(), "{at:#x}: {now:x?} is not {old:x?} or {new:x?}");
                 assert!(now.is_some() || old != new || old.is_none(), "{at:#x} was lost for a moment");
             }
         }
         for (at, old, new, mut path) in expected {
-            assert_eq!(reference_walk(&replayed, root, at, &mut path), new, "{at:#x}");
+            assert_eq!(reference_walk::<F>(&replayed, root, at, &mut path), new, "{at:#x}");
             let found = bench.tables.walk(&bench.host, Gpa(at)).map(|found| found.hpa.0);
             assert_eq!(found, new.map(|(hpa, _)| hpa));
             changed_present |= old.is_some() && old != new;
@@ -304,7 +343,7 @@ fn check_history(format: Ept, steps: &[Step]) {
     }
 
     let mut found = Vec::new();
-    leaves(&bench.host, root.0, 39, 0, &mut found);
+    leaves::<F>(&bench.host, root.0, 39, 0, &mut found);
     for (gpa, size, hpa, bits) in found {
         for offset in [0, (size / 2) & !0xfff, size - PAGE_4K] {
             assert_eq!(model(steps, gpa + offset), Some((hpa + offset, bits)), "{gpa:#x}+{offset:#x}");
@@ -328,5 +367,10 @@ proptest! {
     #[test]
     fn and_without_huge_pages(steps in prop::collection::vec(step(), 1..4)) {
         check_history(Ept { largest: FrameSize::Size2M, ..FULL }, &steps);
+    }
+
+    #[test]
+    fn and_in_the_other_vendors_format(steps in prop::collection::vec(step(), 1..6)) {
+        check_history(Npt { largest: FrameSize::Size1G }, &steps);
     }
 }

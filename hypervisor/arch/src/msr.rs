@@ -59,6 +59,8 @@ pub const IA32_XSS: u32 = 0xda0;
 pub const SYSCFG: u32 = 0xc001_0010;
 /// AMD's hardware configuration (APM vol. 2, "Hardware Configuration Register (HWCR)").
 pub const HWCR: u32 = 0xc001_0015;
+/// AMD's northbridge configuration (BIOS and Kernel Developer's Guides, "Northbridge Configuration 1 Register").
+pub const NB_CFG: u32 = 0xc001_001f;
 /// AMD's control of SVM (APM vol. 2, "VM_CR MSR").
 pub const VM_CR: u32 = 0xc001_0114;
 /// Where AMD's VMRUN saves the host (APM vol. 2, "VM_HSAVE_PA MSR").

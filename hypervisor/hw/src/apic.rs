@@ -11,7 +11,7 @@ use lamina_arch::time::{Frequency, Tsc};
 use spin::Once;
 use x86_64::registers::model_specific::Msr;
 
-use crate::{control, interrupts, paging, timer};
+use crate::{control, interrupts, paging, percpu, timer};
 
 /// Offsets of registers in the xAPIC's page. Unit: bytes. In x2APIC mode, 1/16 of it is the MSR's offset.
 mod register {
@@ -208,13 +208,19 @@ fn timer() -> Timer {
 }
 
 /// Lets this processor's timer interrupt at `deadline` (the machine's TSC), at once where that is past, and not before.
-/// A one-shot timer that cannot reach that far interrupts earlier.
+/// A one-shot timer that cannot reach that far interrupts earlier. Costs no access where it is armed for that already.
 pub fn arm(deadline: Tsc) {
+    // 0 stands for a timer that is not armed.
+    let deadline = Tsc(deadline.0.max(1));
+    let armed = &percpu::current().timer_deadline;
+    if armed.load(Ordering::Relaxed) == deadline.0 {
+        return;
+    }
+    armed.store(deadline.0, Ordering::Relaxed);
     match timer() {
         Timer::TscDeadline => {
-            // 0 would disarm it.
             // SAFETY: CPUID says that the MSR is there; the interrupt that follows is handled.
-            unsafe { Msr::new(IA32_TSC_DEADLINE).write(deadline.0.max(1)) };
+            unsafe { Msr::new(IA32_TSC_DEADLINE).write(deadline.0) };
         }
         Timer::OneShot(rate) => {
             let ticks = timer::frequency().convert_up(deadline.since(timer::now()), rate);
@@ -225,6 +231,7 @@ pub fn arm(deadline: Tsc) {
 
 /// Stops this processor's timer.
 pub fn disarm() {
+    percpu::current().timer_deadline.store(0, Ordering::Relaxed);
     match timer() {
         // SAFETY: as in `arm`.
         Timer::TscDeadline => unsafe { Msr::new(IA32_TSC_DEADLINE).write(0) },

@@ -3,6 +3,7 @@
 //! Owns the map of vectors. [`dispatch`] is called from the interrupt descriptor table while the hypervisor idles, and
 //! directly, with the acknowledged vector, when an interrupt ended a guest's run.
 
+use core::sync::atomic::Ordering;
 use x86_64::instructions::interrupts::{disable, enable};
 use x86_64::instructions::nop;
 
@@ -24,7 +25,10 @@ pub const SPURIOUS: u8 = 0xff;
 pub fn dispatch(vector: u8) {
     let cpu = percpu::current();
     match vector {
-        TIMER => count(&cpu.timer_interrupts),
+        TIMER => {
+            count(&cpu.timer_interrupts);
+            cpu.timer_deadline.store(0, Ordering::Relaxed);
+        }
         SERIAL => {
             count(&cpu.serial_interrupts);
             serial::handle_interrupt();

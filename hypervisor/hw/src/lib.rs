@@ -35,6 +35,7 @@ pub mod platform;
 pub mod report;
 pub mod rtc;
 pub mod serial;
+pub mod svm;
 pub mod symbols;
 pub mod timer;
 pub mod vmx;

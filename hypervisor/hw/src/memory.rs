@@ -225,6 +225,52 @@ impl Drop for HostPage {
     }
 }
 
+/// Several pages of the heap in one piece, for structures of more than a page that the processor reads by physical
+/// address.
+pub struct HostBlock {
+    pointer: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the pages are owned, like the contents of a `Box`.
+unsafe impl Send for HostBlock {}
+// SAFETY: through a shared reference only the address can be had.
+unsafe impl Sync for HostBlock {}
+
+impl HostBlock {
+    /// At least `length` bytes of zeros (a multiple of 4096), at a multiple of 4096.
+    pub fn new(length: usize) -> Self {
+        let pages = length.div_ceil(4096).max(1);
+        let layout = match Layout::array::<AlignedPage>(pages) {
+            Ok(layout) => layout,
+            Err(_) => handle_alloc_error(Layout::new::<AlignedPage>()),
+        };
+        // SAFETY: the layout's size is not 0.
+        match NonNull::new(unsafe { alloc_zeroed(layout) }) {
+            Some(pointer) => HostBlock { pointer, layout },
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    /// Where it is.
+    pub fn hpa(&self) -> Hpa {
+        hpa_of(self.pointer.as_ptr())
+    }
+
+    /// Its bytes.
+    pub const fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the block is ours, initialized, and borrowed mutably.
+        unsafe { core::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for HostBlock {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated with this layout, and nobody has it any more.
+        unsafe { dealloc(self.pointer.as_ptr(), self.layout) };
+    }
+}
+
 /// Only for its layout.
 #[repr(C, align(4096))]
 struct AlignedPage([u8; 4096]);

@@ -23,6 +23,8 @@ pub struct PerCpu {
     pub current_vm: AtomicU16,
     /// Address of its current VMCS, 0 for none.
     pub current_vmcs: AtomicU64,
+    /// The deadline that its timer is armed for (the machine's TSC), 0 for none.
+    pub timer_deadline: AtomicU64,
     /// Interrupts of its timer.
     pub timer_interrupts: AtomicU64,
     /// Interrupts of the serial port.
@@ -49,6 +51,7 @@ pub fn init(id: u32, lapic_id: u32) -> &'static PerCpu {
         lapic_id,
         current_vm: AtomicU16::new(0),
         current_vmcs: AtomicU64::new(0),
+        timer_deadline: AtomicU64::new(0),
         timer_interrupts: AtomicU64::new(0),
         serial_interrupts: AtomicU64::new(0),
         unexpected_interrupts: AtomicU64::new(0),

@@ -60,6 +60,14 @@ fn set_xcr0(value: u64) {
     }
 }
 
+/// XGETBV of register 0.
+fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: CR4.OSXSAVE is set, and reading the register changes nothing.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, nomem)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// The extended state of one virtual processor.
 #[derive(Debug)]
 pub struct ExtendedState {
@@ -87,8 +95,10 @@ impl ExtendedState {
     }
 
     /// The guest's XCR0.
-    pub const fn xcr0(&self) -> u64 {
-        self.xcr0
+    pub fn xcr0(&self) -> u64 {
+        // While the guest is in, the register is the truth: QEMU's emulation of SVM lets XSETBV through, intercepted or
+        // not.
+        if self.loaded { xcr0() } else { self.xcr0 }
     }
 
     /// Sets the guest's XCR0, a value that the run loop found valid.
@@ -119,6 +129,7 @@ impl ExtendedState {
     /// Saves the registers, all components.
     pub fn save(&mut self) {
         let mask = components().mask;
+        self.xcr0 = xcr0() & mask;
         set_xcr0(mask);
         self.loaded = false;
         // SAFETY: the area is large enough for these components, aligned, and ours; XCR0 has them enabled.

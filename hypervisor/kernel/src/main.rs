@@ -17,7 +17,8 @@ use bootloader_api::{BootInfo, entry_point};
 use lamina_hw::memory::KernelHeap;
 use lamina_hw::platform::Platform;
 use lamina_hw::report::refuse;
-use lamina_hw::vmx::Vmx;
+use lamina_hw::svm::{self, Svm};
+use lamina_hw::vmx::{self, Vmx};
 use lamina_hw::{memory, paging};
 
 /// Where the image is loaded: the last 2 GiB, as the target's code model wants it.
@@ -43,8 +44,16 @@ entry_point!(start, config = &CONFIG);
 fn start(boot: &'static mut BootInfo) -> ! {
     let ready = bringup::bring_up(boot, &HEAP);
     let (memory, image, bundle) = run::unpack(ready);
+    // The only place that knows of vendors: from here on, the back end is a type.
     match Vmx::enable() {
         Ok(vmx) => run::run(Platform::new(memory, vmx), bundle, image),
+        Err(vmx::Unsupported::NoVmx) => match Svm::enable() {
+            Ok(svm) => run::run(Platform::new(memory, svm), bundle, image),
+            Err(svm::Unsupported::NoSvm) => refuse(format_args!(
+                "this processor has neither VT-x (CPUID 1:ECX.VMX is 0) nor AMD-V (CPUID 0x80000001:ECX.SVM is 0)"
+            )),
+            Err(unsupported) => refuse(format_args!("{unsupported}")),
+        },
         Err(unsupported) => refuse(format_args!("{unsupported}")),
     }
 }

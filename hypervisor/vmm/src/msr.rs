@@ -84,8 +84,8 @@ impl Msrs {
             msr::IA32_MISC_ENABLE => MISC_ENABLE,
             // No banks, and nothing to report: MCA is shown because every processor with long mode has it.
             msr::IA32_MCG_CAP | msr::IA32_MCG_STATUS => 0,
-            // AMD's processors with long mode have these two, and kernels read them without asking.
-            msr::SYSCFG => 0,
+            // AMD's processors with long mode have these three, and kernels read them without asking.
+            msr::SYSCFG | msr::NB_CFG => 0,
             msr::HWCR => HWCR,
             msr::IA32_PLATFORM_ID | msr::IA32_BIOS_SIGN_ID | msr::IA32_DEBUGCTL => 0,
             _ => match mtrr(index).ok_or(GuestFault::GP0)? {
@@ -108,6 +108,8 @@ impl Msrs {
             }
             msr::IA32_MISC_ENABLE => value == MISC_ENABLE,
             msr::HWCR => value == HWCR,
+            // There is nothing to configure: what is written does not stay.
+            msr::NB_CFG => true,
             msr::SYSCFG | msr::IA32_MCG_STATUS | msr::IA32_DEBUGCTL | msr::IA32_BIOS_SIGN_ID => value == 0,
             _ => match mtrr(index).ok_or(GuestFault::GP0)? {
                 Mtrr::Variable(i) => {
@@ -194,6 +196,7 @@ mod tests {
         let mut m = Msrs::new(39);
         assert_eq!((m.read(msr::HWCR), m.read(msr::SYSCFG)), (Ok(1 << 24), Ok(0)));
         assert_eq!((m.write(msr::HWCR, 1 << 24), m.write(msr::SYSCFG, 0)), (Ok(()), Ok(())));
+        assert_eq!((m.write(msr::NB_CFG, 1 << 46), m.read(msr::NB_CFG)), (Ok(()), Ok(0)));
         for (index, value) in [(msr::HWCR, 0), (msr::SYSCFG, 1 << 19)] {
             assert_eq!(m.write(index, value), Err(GuestFault::GP0), "{index:#x}");
         }

@@ -1,0 +1,140 @@
+//! Turning SVM on (APM vol. 2, "Enabling SVM"), and what every virtual processor shares: the permission maps and the
+//! host's state.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use lamina_arch::msr;
+use lamina_arch::svm::features::{Capabilities, Features, LEAF, LEAF1_ECX_SVM, VM_CR_SVMDIS};
+use lamina_vmm::frames::FrameSize;
+use raw_cpuid::CpuId;
+use raw_cpuid::native_cpuid::cpuid_count;
+use x86_64::registers::control::{Efer, EferFlags};
+use x86_64::registers::model_specific::Msr;
+
+use super::bitmaps;
+use super::vcpu::SvmVcpu;
+use super::vmcb::{VmcbPage, save_host};
+use crate::memory::{HostBlock, HostPage};
+use crate::platform::Backend;
+use crate::{control, xstate};
+
+/// Why SVM cannot be used here. Its display is one line for the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// CPUID does not show SVM.
+    NoSvm,
+    /// VM_CR.SVMDIS; whether it takes a key to clear it.
+    Disabled {
+        /// CPUID says that it is locked.
+        locked: bool,
+    },
+    /// No nested paging.
+    NoNestedPaging,
+    /// No XSAVE.
+    NoXsave,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unsupported::NoSvm => write!(f, "this processor has no AMD-V (CPUID 0x80000001:ECX.SVM is 0)"),
+            Unsupported::Disabled { locked: false } => {
+                write!(f, "AMD-V is disabled in VM_CR.SVMDIS: turn it on in the firmware's set-up")
+            }
+            Unsupported::Disabled { locked: true } => {
+                write!(
+                    f,
+                    "AMD-V is disabled in VM_CR.SVMDIS and locked with a key: turn it on in the firmware's set-up"
+                )
+            }
+            Unsupported::NoNestedPaging => write!(f, "this processor's AMD-V lacks nested paging"),
+            Unsupported::NoXsave => write!(f, "this processor has no XSAVE"),
+        }
+    }
+}
+
+/// What every virtual processor refers to; lives as long as the machine.
+pub struct Shared {
+    /// What the processor can do.
+    pub capabilities: Capabilities,
+    /// The largest page of nested tables.
+    pub largest_page: FrameSize,
+    /// The processor has TSC_AUX.
+    pub tsc_aux: bool,
+    /// Which MSRs do not exit.
+    pub msr_map: HostBlock,
+    /// Which ports do not exit.
+    pub io_map: HostBlock,
+    /// This processor's state as VMSAVE has it, for VMLOAD after each exit.
+    pub host: VmcbPage,
+    /// The host save area: the processor's while SVM is on.
+    _save_area: HostPage,
+}
+
+/// SVM, turned on.
+pub struct Svm {
+    shared: &'static Shared,
+}
+
+impl Svm {
+    /// Checks that this processor can do what is needed, and turns SVM on. After the processor's tables are in place:
+    /// its segment state is saved here.
+    ///
+    /// # Errors
+    /// [`Unsupported`], with nothing changed.
+    pub fn enable() -> Result<Svm, Unsupported> {
+        let cpuid = CpuId::new();
+        let highest = cpuid_count(0x8000_0000, 0).eax;
+        if highest < LEAF || cpuid_count(0x8000_0001, 0).ecx & LEAF1_ECX_SVM == 0 {
+            return Err(Unsupported::NoSvm);
+        }
+        let physical = cpuid.get_processor_capacity_feature_info().map_or(36, |w| w.physical_address_bits());
+        let leaf = cpuid_count(LEAF, 0);
+        let capabilities = Capabilities::of([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx], physical);
+        // SAFETY: every processor with SVM has VM_CR, and reading it changes nothing.
+        if unsafe { Msr::new(msr::VM_CR).read() } & VM_CR_SVMDIS != 0 {
+            return Err(Unsupported::Disabled { locked: capabilities.features.contains(Features::LOCK) });
+        }
+        if !capabilities.features.contains(Features::NESTED_PAGING) {
+            return Err(Unsupported::NoNestedPaging);
+        }
+        if !cpuid.get_feature_info().is_some_and(|f| f.has_xsave()) {
+            return Err(Unsupported::NoXsave);
+        }
+        let tsc_aux = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_rdtscp());
+        let save_area = HostPage::new();
+        // SAFETY: SVM is there and not disabled; the bit only makes its instructions and VM_HSAVE_PA available.
+        unsafe { Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE)) };
+        // SAFETY: the area is a page of ours that nobody else touches from here on.
+        unsafe { Msr::new(msr::VM_HSAVE_PA).write(save_area.hpa().0) };
+        xstate::enable();
+        let mut host = VmcbPage::new();
+        save_host(&mut host);
+        let shared = Box::leak(Box::new(Shared {
+            capabilities,
+            largest_page: if control::has_huge_pages() { FrameSize::Size1G } else { FrameSize::Size2M },
+            tsc_aux,
+            msr_map: bitmaps::msr(tsc_aux),
+            io_map: bitmaps::io(),
+            host,
+            _save_area: save_area,
+        }));
+        log::debug!("SVM: {} ASIDs, {:?}", capabilities.asids, capabilities.features);
+        Ok(Svm { shared })
+    }
+}
+
+impl Backend for Svm {
+    type Vcpu = SvmVcpu;
+
+    fn create_vcpu(&mut self, vm: u16) -> Result<SvmVcpu, String> {
+        let asids = self.shared.capabilities.asids;
+        if u32::from(vm) >= asids {
+            return Err(format!("this processor can tell {} guests apart", asids.saturating_sub(1)));
+        }
+        Ok(SvmVcpu::new(self.shared, vm))
+    }
+}

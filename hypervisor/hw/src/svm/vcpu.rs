@@ -1,0 +1,376 @@
+//! The virtual processor: `lamina_vmm::vcpu::Vcpu` over one VMCB.
+//!
+//! Owns what belongs to one vCPU: its VMCB, registers, extended state and what moves only when another vCPU comes in.
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+
+use lamina_arch::addr::Hpa;
+use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
+use lamina_arch::event::{Event, EventKind, Interruptibility};
+use lamina_arch::exit::Exit;
+use lamina_arch::hypercall;
+use lamina_arch::msr;
+use lamina_arch::regs::{Gpr, Gprs, SysReg};
+use lamina_arch::segment::{AccessRights, Segment, SegmentName};
+use lamina_arch::svm::exit::{Captured, decode, interrupted_event};
+use lamina_arch::svm::features::Features;
+use lamina_arch::svm::segment::{attributes, rights};
+use lamina_arch::svm::vmcb::{self, Field, ReadWrite, tlb_control};
+use lamina_arch::time::Tsc;
+use lamina_vmm::nested::npt::Npt;
+use lamina_vmm::vcpu::{EntryFailure, UnknownLength, Vcpu};
+use x86_64::registers::model_specific::Msr;
+
+use super::capture::capture;
+use super::enable::Shared;
+use super::entry::{Frame, enter};
+use super::explain::explain;
+use super::resume::{Entry, resume};
+use super::setup::{EFER_FORCED, setup};
+use super::step::{Follows, Stepper};
+use super::vmcb::VmcbPage;
+use crate::xstate::ExtendedState;
+use crate::{apic, percpu};
+
+/// DPL in a segment's rights, bits 6:5.
+const DPL: u32 = 3 << 5;
+
+/// One virtual processor under SVM.
+pub struct SvmVcpu {
+    /// Boxed: its address is on the stack while the guest runs.
+    frame: Box<Frame>,
+    vmcb: VmcbPage,
+    captured: Captured,
+    /// To be injected at the next entry.
+    event: Option<Event>,
+    stepper: Stepper,
+    interrupt_window: bool,
+    nmi_window: bool,
+    /// The next entry forgets this guest's translations.
+    flush: bool,
+    extended: ExtendedState,
+    tsc_aux: u64,
+    /// DR0 to DR3.
+    debug: [u64; 4],
+    asid: u16,
+    loaded: bool,
+    shared: &'static Shared,
+}
+
+impl SvmVcpu {
+    /// A virtual processor as after reset, for the guest with the identifier `asid`.
+    pub fn new(shared: &'static Shared, asid: u16) -> SvmVcpu {
+        let mut vmcb = VmcbPage::new();
+        setup(vmcb.fields(), shared, asid);
+        SvmVcpu {
+            frame: Box::default(),
+            vmcb,
+            captured: Captured::default(),
+            event: None,
+            stepper: Stepper::default(),
+            interrupt_window: false,
+            nmi_window: false,
+            // An earlier guest may have had this identifier.
+            flush: true,
+            extended: ExtendedState::new(),
+            tsc_aux: 0,
+            debug: [0; 4],
+            asid,
+            loaded: false,
+            shared,
+        }
+    }
+
+    /// One entry and exit.
+    fn enter(&mut self, deadline: Tsc) {
+        let event = self.event.take();
+        // An NMI waits for an event to be delivered: the guest comes back before it executes anything.
+        let at_once = self.nmi_window && event.is_some() && !self.stepper.is_nmi_blocked();
+        let flush = match (core::mem::take(&mut self.flush), self.shared.capabilities.features) {
+            (false, _) => tlb_control::NOTHING,
+            (true, f) if f.contains(Features::FLUSH_BY_ASID) => tlb_control::FLUSH_GUEST,
+            (true, _) => tlb_control::FLUSH_ALL,
+        };
+        let rax = self.frame.gprs.get(Gpr::Rax);
+        let vmcb = self.vmcb.fields();
+        vmcb.write(vmcb::RAX, rax);
+        let awaited = self.interrupt_window || self.nmi_window;
+        let in_shadow = self.stepper.before_entry(vmcb, event.is_some(), awaited);
+        if event.is_some_and(|event| event.kind == EventKind::Nmi) {
+            self.stepper.nmi_injected(vmcb);
+        }
+        resume(vmcb, &Entry { event, interrupt_window: self.interrupt_window && !in_shadow, flush });
+        // There is no timer in the VMCB: the machine's ends the guest's run like any interrupt.
+        apic::arm(if at_once { Tsc(0) } else { deadline });
+        percpu::current().current_vm.store(self.asid, Ordering::Relaxed);
+        // SAFETY: SVM is on (`Shared` is made by `Svm` only, with a save area and the host's state); `setup` made the
+        // VMCB, whose borrow has ended; `load` moved this vCPU's extended state and MSRs in (the run loop loads before
+        // it runs).
+        unsafe { enter(&mut self.frame, self.vmcb.hpa(), self.shared.host.hpa()) };
+        let vmcb = self.vmcb.fields();
+        self.frame.gprs.set(Gpr::Rax, vmcb.read(vmcb::RAX));
+        self.captured = capture(vmcb, self.shared.capabilities.features);
+    }
+
+    fn field(register: SysReg) -> Option<Field<u64, ReadWrite>> {
+        Some(match register {
+            SysReg::Rip => vmcb::RIP,
+            SysReg::Rsp => vmcb::RSP,
+            SysReg::Rflags => vmcb::RFLAGS,
+            SysReg::Cr0 => vmcb::CR0,
+            SysReg::Cr2 => vmcb::CR2,
+            SysReg::Cr3 => vmcb::CR3,
+            SysReg::Cr4 => vmcb::CR4,
+            SysReg::Dr6 => vmcb::DR6,
+            SysReg::Dr7 => vmcb::DR7,
+            SysReg::Efer => vmcb::EFER,
+            SysReg::Pat => vmcb::G_PAT,
+            SysReg::FsBase => vmcb::FS_BASE,
+            SysReg::GsBase => vmcb::GS_BASE,
+            SysReg::KernelGsBase => vmcb::KERNEL_GS_BASE,
+            SysReg::SysenterCs => vmcb::SYSENTER_CS,
+            SysReg::SysenterEsp => vmcb::SYSENTER_ESP,
+            SysReg::SysenterEip => vmcb::SYSENTER_EIP,
+            SysReg::Star => vmcb::STAR,
+            SysReg::Lstar => vmcb::LSTAR,
+            SysReg::Cstar => vmcb::CSTAR,
+            SysReg::Fmask => vmcb::SFMASK,
+            SysReg::GdtBase => vmcb::GDTR_BASE,
+            SysReg::IdtBase => vmcb::IDTR_BASE,
+            SysReg::GdtLimit | SysReg::IdtLimit | SysReg::TscAux | SysReg::Xcr0 => return None,
+        })
+    }
+
+    /// RIP becomes `rip`, cut to the width of the code; ends the one-instruction shadow.
+    fn go_to(&mut self, rip: u64) {
+        let long = self.read(SysReg::Efer) & Efer::LMA.bits() != 0 && self.segment(SegmentName::Cs).rights.is_long();
+        let vmcb = self.vmcb.fields();
+        vmcb.write(vmcb::RIP, if long { rip } else { rip & 0xffff_ffff });
+        vmcb.write(vmcb::INTERRUPT_STATE, vmcb.read(vmcb::INTERRUPT_STATE) & !vmcb::INTERRUPT_SHADOW);
+    }
+}
+
+impl Vcpu for SvmVcpu {
+    type Nested = Npt;
+
+    const HYPERCALL_INSTRUCTION: u32 = hypercall::INSTRUCTION_VMMCALL;
+
+    fn nested_format(&self) -> Npt {
+        Npt { largest: self.shared.largest_page }
+    }
+
+    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure> {
+        loop {
+            self.enter(deadline);
+            let vmcb = self.vmcb.fields();
+            if self.captured.is_invalid() {
+                return Err(explain(vmcb, &self.shared.capabilities));
+            }
+            vmcb.set_clean();
+            match self.stepper.after_exit(vmcb, self.captured.code) {
+                Follows::Decode => return Ok(decode(&self.captured)),
+                Follows::NmiWindow if self.nmi_window => return Ok(Exit::NmiWindow),
+                Follows::NmiWindow | Follows::Again => {}
+            }
+        }
+    }
+
+    fn gprs(&mut self) -> &mut Gprs {
+        &mut self.frame.gprs
+    }
+
+    fn read(&mut self, register: SysReg) -> u64 {
+        let vmcb = self.vmcb.fields();
+        match register {
+            SysReg::Efer => vmcb.read(vmcb::EFER) & !EFER_FORCED.bits(),
+            SysReg::GdtLimit => vmcb.read(vmcb::GDTR_LIMIT).into(),
+            SysReg::IdtLimit => vmcb.read(vmcb::IDTR_LIMIT).into(),
+            SysReg::TscAux => {
+                if self.loaded && self.shared.tsc_aux {
+                    read_tsc_aux()
+                } else {
+                    self.tsc_aux
+                }
+            }
+            SysReg::Xcr0 => self.extended.xcr0(),
+            _ => Self::field(register).map_or(0, |field| vmcb.read(field)),
+        }
+    }
+
+    fn write(&mut self, register: SysReg, value: u64) {
+        let low = (value & 0xffff_ffff) as u32;
+        let vmcb = self.vmcb.fields();
+        match register {
+            SysReg::GdtLimit => vmcb.write(vmcb::GDTR_LIMIT, low),
+            SysReg::IdtLimit => vmcb.write(vmcb::IDTR_LIMIT, low),
+            SysReg::TscAux => {
+                self.tsc_aux = value;
+                if self.loaded && self.shared.tsc_aux {
+                    write_tsc_aux(value);
+                }
+            }
+            SysReg::Xcr0 => self.extended.set_xcr0(value),
+            _ => {
+                let forced = match register {
+                    SysReg::Efer => EFER_FORCED.bits(),
+                    SysReg::Cr0 => Cr0::ET.bits(),
+                    SysReg::Rflags => Rflags::FIXED.bits(),
+                    _ => 0,
+                };
+                if let Some(field) = Self::field(register) {
+                    vmcb.write(field, value | forced);
+                }
+            }
+        }
+    }
+
+    fn segment(&mut self, name: SegmentName) -> Segment {
+        let vmcb = self.vmcb.fields();
+        let (selector, attribute, limit, base) = vmcb::segment(name);
+        let mut rights = rights(vmcb.read(attribute));
+        if name == SegmentName::Ss {
+            // The privilege level has a field of its own, and SS need not agree with it.
+            rights = AccessRights(rights.0 & !DPL | u32::from(vmcb.read(vmcb::CPL)) << 5 & DPL);
+        }
+        Segment { selector: vmcb.read(selector), base: vmcb.read(base), limit: vmcb.read(limit), rights }
+    }
+
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        let vmcb = self.vmcb.fields();
+        let (selector, attribute, limit, base) = vmcb::segment(name);
+        vmcb.write(selector, segment.selector);
+        vmcb.write(base, segment.base);
+        vmcb.write(limit, segment.limit);
+        vmcb.write(attribute, attributes(segment.rights));
+        if name == SegmentName::Ss {
+            vmcb.write(vmcb::CPL, segment.rights.dpl());
+        }
+    }
+
+    fn advance(&mut self) -> Result<(), UnknownLength> {
+        let next = self.captured.after_instruction().ok_or(UnknownLength)?;
+        self.go_to(next);
+        Ok(())
+    }
+
+    fn advance_by(&mut self, length: u8) {
+        let rip = self.vmcb.fields().read(vmcb::RIP);
+        self.go_to(rip.wrapping_add(u64::from(length)));
+    }
+
+    fn interruptibility(&mut self) -> Interruptibility {
+        let vmcb = self.vmcb.fields();
+        Interruptibility {
+            interrupts_enabled: vmcb.read(vmcb::RFLAGS) & Rflags::IF.bits() != 0,
+            shadow: vmcb.read(vmcb::INTERRUPT_STATE) & vmcb::INTERRUPT_SHADOW != 0,
+            nmi_blocked: self.stepper.is_nmi_blocked(),
+            event_pending: self.event.is_some(),
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.event = Some(event);
+    }
+
+    fn interrupted_event(&mut self) -> Option<Event> {
+        interrupted_event(&self.captured)
+    }
+
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        self.interrupt_window = wanted;
+    }
+
+    fn request_nmi_window(&mut self, wanted: bool) {
+        self.nmi_window = wanted;
+    }
+
+    fn set_nested_root(&mut self, root: Hpa) {
+        self.vmcb.fields().write(vmcb::NESTED_CR3, root.0);
+        self.flush = true;
+    }
+
+    fn invalidate_nested(&mut self) {
+        // Before the next entry. If there is none, nobody uses this guest's translations: the next guest with its
+        // identifier forgets them first.
+        self.flush = true;
+    }
+
+    fn invalidate_linear(&mut self) {
+        self.flush = true;
+    }
+
+    fn allow_cr4(&mut self, _bits: Cr4) {
+        // The processor knows no single bits of CR4: every write exits.
+    }
+
+    fn set_pdptes(&mut self, _entries: [u64; 4]) {
+        // Under nested paging the processor reads them from memory whenever it needs them (APM vol. 2, "Legacy PAE
+        // Mode" under "Nested Paging").
+    }
+
+    fn set_tsc_offset(&mut self, offset: i64) {
+        self.vmcb.fields().write(vmcb::TSC_OFFSET, offset.cast_unsigned());
+    }
+
+    fn load(&mut self) {
+        if self.loaded {
+            return;
+        }
+        self.extended.load();
+        if self.shared.tsc_aux {
+            write_tsc_aux(self.tsc_aux);
+        }
+        write_debug(&self.debug);
+        self.loaded = true;
+    }
+
+    fn unload(&mut self) {
+        if !self.loaded {
+            return;
+        }
+        self.loaded = false;
+        self.extended.save();
+        if self.shared.tsc_aux {
+            self.tsc_aux = read_tsc_aux();
+        }
+        self.debug = read_debug();
+    }
+}
+
+fn read_tsc_aux() -> u64 {
+    // SAFETY: the caller asked whether the processor has it; reading it changes nothing.
+    unsafe { Msr::new(msr::IA32_TSC_AUX).read() }
+}
+
+fn write_tsc_aux(value: u64) {
+    // SAFETY: the caller asked whether the processor has it. Our own code does not use RDTSCP, and the value is one that
+    // the guest wrote by itself, so the processor has accepted it before, or 0.
+    unsafe { Msr::new(msr::IA32_TSC_AUX).write(value) };
+}
+
+fn read_debug() -> [u64; 4] {
+    let [a, b, c, d]: [u64; 4];
+    // SAFETY: reading debug registers changes nothing; DR7.GD is clear in the host, as every exit disables DR7.
+    unsafe {
+        asm!(
+            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) a, out(reg) b, out(reg) c, out(reg) d,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+    [a, b, c, d]
+}
+
+fn write_debug(values: &[u64; 4]) {
+    let [a, b, c, d] = *values;
+    // SAFETY: breakpoints count only with DR7, which every exit disables: the addresses have no effect on us.
+    unsafe {
+        asm!(
+            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) a, in(reg) b, in(reg) c, in(reg) d,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+}

@@ -13,7 +13,8 @@ use super::{Machine, log};
 use crate::paths::{self, find_program};
 use crate::setup::apt;
 
-const PROGRAM: &str = "qemu-system-x86_64";
+/// QEMU's program for this architecture.
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// How long the result of a trial is believed. Unit: seconds.
 const BELIEVED: u64 = 600;
 /// A trial takes a fraction of a second; one that hangs has failed.
@@ -29,24 +30,29 @@ pub struct Kvm {
 impl Kvm {
     /// The command that runs a machine.
     pub fn command(&self, machine: &Machine) -> Command {
-        let Machine { image, cpus, memory, serial, directory, .. } = machine;
-        let mut command = base(&self.program);
-        command
-            .args(["-m", &format!("{}M", memory >> 20)])
-            .args(["-smp", &cpus.to_string()])
-            .args(["-drive", &format!("format=raw,if=ide,file={}", comma_doubled(image))])
-            .args(["-vga", "std"])
-            .args(["-chardev", &format!("socket,id=com1,host=127.0.0.1,port={serial}")])
-            .args(["-serial", "chardev:com1"])
-            .arg("-D")
-            .arg(log(directory))
-            .current_dir(directory);
+        let mut command = base(&self.program, "kvm", "host");
+        add_machine(&mut command, machine);
         command
     }
 }
 
+/// What there is of a machine on any of QEMU's accelerators.
+pub(super) fn add_machine(command: &mut Command, machine: &Machine) {
+    let Machine { image, cpus, memory, serial, directory, .. } = machine;
+    command
+        .args(["-m", &format!("{}M", memory >> 20)])
+        .args(["-smp", &cpus.to_string()])
+        .args(["-drive", &format!("format=raw,if=ide,file={}", comma_doubled(image))])
+        .args(["-vga", "std"])
+        .args(["-chardev", &format!("socket,id=com1,host=127.0.0.1,port={serial}")])
+        .args(["-serial", "chardev:com1"])
+        .arg("-D")
+        .arg(log(directory))
+        .current_dir(directory);
+}
+
 /// What a run and the trial share.
-fn base(program: &Path) -> Command {
+pub(super) fn base(program: &Path, accelerator: &str, processor: &str) -> Command {
     let mut command = match find_program("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
@@ -57,7 +63,7 @@ fn base(program: &Path) -> Command {
     };
     command
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-        .args(["-machine", "pc", "-accel", "kvm", "-cpu", "host"])
+        .args(["-machine", "pc", "-accel", accelerator, "-cpu", processor])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     command
 }
@@ -129,7 +135,7 @@ fn try_it(program: &Path) -> Result<(), String> {
     fs::write(&image, sector).map_err(|error| failed(&error))?;
     let words = directory.path().join("words");
     let output = fs::File::create(&words).map_err(|error| failed(&error))?;
-    let mut child = base(program)
+    let mut child = base(program, "kvm", "host")
         .args(["-m", "16M", "-drive", &format!("format=raw,if=ide,file={}", comma_doubled(&image))])
         .stdin(Stdio::null())
         .stdout(Stdio::null())

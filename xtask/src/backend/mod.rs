@@ -4,6 +4,7 @@
 
 pub mod bochs;
 pub mod kvm;
+pub mod tcg;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +20,7 @@ pub enum Name {
     Kvm,
     /// Bochs: VMX in software
     Bochs,
-    /// QEMU's own emulation: SVM in software (not there yet)
+    /// QEMU's own emulation: SVM in software
     Tcg,
     /// Bochs: SVM in software (not there yet)
     BochsSvm,
@@ -40,7 +41,7 @@ impl std::fmt::Display for Name {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
     /// The hypervisor cannot run there yet: a usage error.
-    #[error("--on {0}: not there yet: needs the SVM backend")]
+    #[error("--on {0}: not there yet")]
     NotYet(Name),
     /// This host does not offer it.
     #[error("--on {name}: {reason}")]
@@ -59,6 +60,8 @@ pub enum Backend {
     Kvm(kvm::Kvm),
     /// Bochs.
     Bochs(bochs::Bochs),
+    /// QEMU without KVM.
+    Tcg(tcg::Tcg),
 }
 
 /// The machine to boot.
@@ -84,6 +87,7 @@ impl Backend {
         match self {
             Backend::Kvm(_) => Name::Kvm,
             Backend::Bochs(_) => Name::Bochs,
+            Backend::Tcg(_) => Name::Tcg,
         }
     }
 
@@ -95,6 +99,7 @@ impl Backend {
         match self {
             Backend::Kvm(kvm) => Ok(kvm.command(machine)),
             Backend::Bochs(bochs) => bochs.command(machine),
+            Backend::Tcg(tcg) => Ok(tcg.command(machine)),
         }
     }
 }
@@ -104,6 +109,7 @@ impl std::fmt::Display for Backend {
         match self {
             Backend::Kvm(kvm) => write!(f, "kvm, {}", kvm.program.display()),
             Backend::Bochs(bochs) => write!(f, "bochs, {}", bochs.program.display()),
+            Backend::Tcg(tcg) => write!(f, "tcg, {}", tcg.program.display()),
         }
     }
 }
@@ -126,6 +132,12 @@ pub trait Probe {
     /// # Errors
     /// That fails.
     fn bochs(&self) -> Result<Backend>;
+
+    /// QEMU's emulation; it is installed if it is missing.
+    ///
+    /// # Errors
+    /// That fails.
+    fn tcg(&self) -> Result<Backend>;
 }
 
 /// A backend and the reason to take it.
@@ -144,7 +156,8 @@ pub struct Choice {
 pub fn choose(on: Option<Name>, probe: &impl Probe) -> Result<Choice> {
     let asked = |backend| Choice { backend, why: "asked for by --on".to_owned() };
     match on {
-        Some(name @ (Name::Tcg | Name::BochsSvm)) => Err(Refusal::NotYet(name).into()),
+        Some(name @ Name::BochsSvm) => Err(Refusal::NotYet(name).into()),
+        Some(Name::Tcg) => probe.tcg().map(asked),
         Some(name @ Name::Kvm) => probe.kvm().map(asked).map_err(|reason| Refusal::Unusable { name, reason }.into()),
         Some(Name::Bochs) => probe.bochs().map(asked),
         None => match probe.kvm() {
@@ -165,6 +178,10 @@ impl Probe for Host {
 
     fn bochs(&self) -> Result<Backend> {
         bochs::find().map(Backend::Bochs)
+    }
+
+    fn tcg(&self) -> Result<Backend> {
+        tcg::find().map(Backend::Tcg)
     }
 }
 
@@ -195,6 +212,10 @@ mod tests {
             anyhow::ensure!(self.bochs, "no bochs either");
             Ok(Backend::Bochs(bochs::tests::any()))
         }
+
+        fn tcg(&self) -> Result<Backend> {
+            Ok(Backend::Tcg(tcg::Tcg { program: PathBuf::from("qemu") }))
+        }
     }
 
     #[test]
@@ -221,11 +242,12 @@ mod tests {
     }
 
     #[test]
-    fn svm_is_not_there_yet() {
-        for name in [Name::Tcg, Name::BochsSvm] {
-            let error = choose(Some(name), &host(Ok(()), true)).unwrap_err();
-            assert_eq!(error.downcast_ref(), Some(&Refusal::NotYet(name)));
-            assert_eq!(error.to_string(), format!("--on {name}: not there yet: needs the SVM backend"));
-        }
+    fn svm_in_software_is_qemus_and_only_when_asked_for() {
+        let name = Name::BochsSvm;
+        let error = choose(Some(name), &host(Ok(()), true)).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&Refusal::NotYet(name)));
+        assert_eq!(error.to_string(), "--on bochs-svm: not there yet");
+        let choice = choose(Some(Name::Tcg), &host(Ok(()), true)).unwrap();
+        assert_eq!(choice.backend.name(), Name::Tcg);
     }
 }

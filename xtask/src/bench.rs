@@ -3,7 +3,9 @@
 //! Owns which benchmarks there are and how their tables look. A benchmark measures; whether that is good enough, the
 //! row's own bound says.
 
+mod exits;
 mod linux;
+mod native;
 mod table;
 
 use std::path::PathBuf;
@@ -37,6 +39,8 @@ pub struct Arguments {
 /// The benchmarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Benchmark {
+    /// What an exit costs, kind by kind, and from one VM to another
+    Exits,
     /// From a stock Linux' entry to its /init, natively and as the only VM
     Linux,
 }
@@ -57,12 +61,19 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     let choice = backend::choose(Some(arguments.on), &backend::Host)?;
     say(format_args!("measuring on {}", choice.backend));
     let mut table = Table::new(choice.backend.name());
-    match arguments.name {
-        None | Some(Benchmark::Linux) => linux::measure(&choice.backend, arguments.runs, &mut table)?,
+    let wanted = |benchmark| arguments.name.is_none_or(|name| name == benchmark);
+    let mut outcome = Ok(());
+    if wanted(Benchmark::Exits) {
+        outcome = exits::measure(&choice.backend, &mut table).context("bench exits");
     }
+    if outcome.is_ok() && wanted(Benchmark::Linux) {
+        outcome = linux::measure(&choice.backend, arguments.runs, &mut table).context("bench linux");
+    }
+    // What did run is shown, whatever came of the rest.
     print!("{table}");
     if let Some(path) = &arguments.json {
         std::fs::write(path, table.json()).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    outcome?;
     Ok(if table.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

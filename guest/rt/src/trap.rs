@@ -174,15 +174,29 @@ pub fn set_handler(vector: u8, handler: Handler) {
     HANDLERS[usize::from(vector)].store(handler as *mut (), Ordering::Relaxed);
 }
 
+/// Has the processor enter `entry` for `vector` instead of calling a handler; below [`VECTORS`], others are refused with
+/// a panic.
+///
+/// # Safety
+/// `entry` is code that leaves every register and the memory of the program as they are and ends with IRETQ.
+pub unsafe fn set_entry(vector: u8, entry: unsafe extern "C" fn()) {
+    let address = entry as *const () as u64;
+    assert!(usize::from(vector) < VECTORS, "vector {vector} has no entry");
+    // SAFETY: the index is within the table; interrupts are out, so nobody reads it now.
+    unsafe { (*IDT.0.get())[usize::from(vector)] = gate(address) };
+}
+
+const fn gate(entry: u64) -> Gate {
+    Gate { low: entry & 0xffff | 0x08 << 16 | 0x8e00 << 32 | (entry >> 16 & 0xffff) << 48, high: entry >> 32 }
+}
+
 /// Fills and loads the IDT.
 pub(crate) fn install() {
     let first = &raw const guest_rt_entries as u64;
     let gates = IDT.0.get();
     for vector in 0..VECTORS {
-        let entry = first + 16 * vector as u64;
-        let low = entry & 0xffff | 0x08 << 16 | 0x8e00 << 32 | (entry >> 16 & 0xffff) << 48;
         // SAFETY: the index is within the table, and nobody reads it before LIDT below.
-        unsafe { (*gates)[vector] = Gate { low, high: entry >> 32 } };
+        unsafe { (*gates)[vector] = gate(first + 16 * vector as u64) };
     }
     load(gates as u64, LIMIT);
 }

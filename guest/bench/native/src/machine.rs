@@ -111,6 +111,106 @@ pub unsafe fn jump(entry: u64, zero: u64, tables: u64) -> ! {
     }
 }
 
+// The way from 64-bit mode to where a Multiboot image is entered, in memory that is mapped one to one: moves the image
+// to its place (RDI: to, RSI: from, RCX: length), which may be where this program was, and leaves long mode. RDX: the
+// information, R8: the entry.
+core::arch::global_asm!(
+    ".section .rodata.descent, \"a\"",
+    ".balign 16",
+    "descent_start:",
+    "rep movsb",
+    "mov ebx, edx",
+    "mov ebp, r8d",
+    "lea rsp, [rip + descent_end]",
+    "lea rax, [rip + 3f]",
+    "mov [rip + 4f + 2], rax",
+    "lgdt [rip + 4f]",
+    "push 8",
+    "lea rax, [rip + 2f]",
+    "push rax",
+    "retfq",
+    ".code32",
+    "2:",
+    "mov eax, 16",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov fs, eax",
+    "mov gs, eax",
+    "mov ss, eax",
+    "mov eax, cr0",
+    "and eax, 0x7fffffff",
+    "mov cr0, eax",
+    "mov ecx, 0xc0000080",
+    "rdmsr",
+    "and eax, 0xfffffeff",
+    "wrmsr",
+    "mov eax, 0x2badb002",
+    "jmp ebp",
+    ".code64",
+    ".balign 8",
+    "3: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff",
+    "4: .word 23",
+    ".quad 0",
+    ".skip 64",
+    "descent_end:",
+    ".text",
+);
+
+unsafe extern "C" {
+    static descent_start: u8;
+    static descent_end: u8;
+}
+
+/// The code of the descent, to be put anywhere that is mapped one to one.
+pub fn descent() -> &'static [u8] {
+    let start = &raw const descent_start;
+    let length = (&raw const descent_end).addr() - start.addr();
+    // SAFETY: the bytes between two labels of one section.
+    unsafe { core::slice::from_raw_parts(start, length) }
+}
+
+/// What [`descend`] takes along; all physical addresses.
+pub struct Descent {
+    /// Where [`descent`] was put.
+    pub code: u64,
+    /// The tables of [`identity_tables`].
+    pub tables: u64,
+    /// Where the image is, where it belongs, its length in bytes.
+    pub from: u64,
+    /// See `from`.
+    pub to: u64,
+    /// See `from`.
+    pub length: u64,
+    /// Multiboot's information.
+    pub information: u64,
+    /// The image's entry.
+    pub entry: u64,
+}
+
+/// Enters a Multiboot image.
+///
+/// # Safety
+/// Everything is where `descent` says, below 4 GiB, and the image's place overlaps neither code, tables nor `from`.
+pub unsafe fn descend(descent: &Descent) -> ! {
+    // SAFETY: the caller's promise; nothing of this program runs afterwards.
+    unsafe {
+        asm!(
+            "cli",
+            "cld",
+            "mov cr3, {tables}",
+            "jmp {code}",
+            tables = in(reg) descent.tables,
+            code = in(reg) descent.code,
+            in("rdi") descent.to,
+            in("rsi") descent.from,
+            in("rcx") descent.length,
+            in("rdx") descent.information,
+            in("r8") descent.entry,
+            options(noreturn),
+        )
+    }
+}
+
 /// Says why on the serial port, which the firmware has set up, and stands still.
 pub fn give_up(words: &str) -> ! {
     for byte in words.bytes() {

@@ -1,13 +1,14 @@
-//! Boots Linux on the bare machine, for the boot benchmark: what Lamina's loader does in a VM, without Lamina. It says
-//! on the command line, in `lamina_entry_tsc=`, what the TSC was at the jump to the kernel.
+//! Boots Linux or a Multiboot image on the bare machine, for the benchmarks: what Lamina's loader does in a VM, without
+//! Lamina. It says on Linux' command line, in `lamina_entry_tsc=`, what the TSC was at the jump to the kernel.
 //!
-//! The ramdisk holds three numbers (64 bits, little-endian), the lengths of a bzImage, an initrd and a command line, and
-//! then these three. What does not fit is told on the serial port, and the machine stands still.
+//! The ramdisk holds three numbers (64 bits, little-endian), the lengths of a bzImage or a Multiboot 1 image in ELF64, an
+//! initrd (for Linux) and a command line, and then these three. What does not fit is told on the serial port, and the machine stands still.
 #![no_std]
 #![no_main]
 
 mod linux;
 mod machine;
+mod multiboot;
 
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use bootloader_api::info::MemoryRegionKind;
@@ -39,13 +40,21 @@ entry_point!(start, config = &CONFIG);
 
 fn start(boot: &'static mut BootInfo) -> ! {
     match prepare(boot) {
-        Some((memory, jump)) => jump.enter(&memory),
+        Some((memory, Jump::Linux(jump))) => jump.enter(&memory),
+        // SAFETY: `multiboot::place` put everything where it says.
+        Some((_, Jump::Multiboot(descent))) => unsafe { machine::descend(&descent) },
         None => machine::give_up("bench-native: this machine or this ramdisk does not do\r\n"),
     }
 }
 
+/// Where it goes on.
+enum Jump {
+    Linux(linux::Jump),
+    Multiboot(machine::Descent),
+}
+
 /// Puts everything into memory; `None` where something is not as it should be.
-fn prepare(boot: &BootInfo) -> Option<(Physical, linux::Jump)> {
+fn prepare(boot: &BootInfo) -> Option<(Physical, Jump)> {
     let ramdisk = *boot.ramdisk_addr.as_ref()?;
     // SAFETY: the loader mapped the ramdisk there for good, and nothing writes it: it is in memory that the map calls in
     // use, and only usable memory is written here.
@@ -54,13 +63,17 @@ fn prepare(boot: &BootInfo) -> Option<(Physical, linux::Jump)> {
     let (kernel, rest) = rest.split_at_checked(kernel)?;
     let (initrd, rest) = rest.split_at_checked(number(ramdisk, 8)?)?;
     let cmdline = rest.get(..number(ramdisk, 16)?)?;
-    let kernel = linux::Kernel::parse(kernel)?;
-
     let usable = boot.memory_regions.iter().filter(|r| r.kind == MemoryRegionKind::Usable && r.end <= LIMIT);
     let region = usable.max_by_key(|region| region.end - region.start)?;
     // SAFETY: all of physical memory is mapped at `PHYSICAL`; the region is usable memory, so nothing is in it.
     let memory = unsafe { Physical::new(PHYSICAL, region.start..region.end) };
+    let region = region.start..region.end;
 
+    if kernel.starts_with(multiboot::ELF_MAGIC) {
+        let descent = multiboot::place(&memory, &region, kernel, cmdline)?;
+        return Some((memory, Jump::Multiboot(descent)));
+    }
+    let kernel = linux::Kernel::parse(kernel)?;
     // From the bottom: the kernel with the memory that it works in, the pages that we make. At the top: the initrd.
     let kernel_at = region.start.next_multiple_of(kernel.alignment.max(LARGE_PAGE));
     let pages = (kernel_at + kernel.init_size).next_multiple_of(PAGE);
@@ -91,7 +104,8 @@ fn prepare(boot: &BootInfo) -> Option<(Physical, linux::Jump)> {
     memory.write(zero_at, zero.bytes())?;
     let tables = machine::identity_tables(&memory, tables_at)?;
     let entry_tsc = linux::find_variable(cmdline).map(|offset| cmdline_at + offset);
-    Some((memory, linux::Jump { entry: kernel_at + linux::ENTRY64, zero: zero_at, tables, entry_tsc }))
+    let jump = linux::Jump { entry: kernel_at + linux::ENTRY64, zero: zero_at, tables, entry_tsc };
+    Some((memory, Jump::Linux(jump)))
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<usize> {

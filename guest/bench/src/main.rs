@@ -1,0 +1,71 @@
+//! Guest program: what operations cost that exit in a virtual machine, counted by the time-stamp counter.
+//!
+//! A Multiboot image that runs as it is on a bare machine, under Lamina and under any other hypervisor: what is not
+//! there is left out. Each figure is of [`measure::ROUNDS`] rounds and printed as
+//! `R NAME ROUNDS MINIMUM MEDIAN MEAN MAXIMUM`, in ticks, net of an empty pair of RDTSC.
+//!
+//! Command line: `role=exits` (also without one), `role=switch`, which counts its way through another VM and back, and
+//! `role=partner`, which is that other VM. Status 0.
+#![no_std]
+#![no_main]
+
+mod exits;
+mod instruction;
+mod interrupts;
+mod measure;
+
+use guest_rt::hypercall::Lamina;
+use guest_rt::multiboot::{handover, read_u32, string};
+use guest_rt::{Boot, println};
+
+guest_rt::entry!(main);
+
+const MAGIC: u32 = 0x1bad_b002;
+/// Nothing is asked for.
+const FLAGS: u32 = 0;
+guest_rt::multiboot_header!([MAGIC, FLAGS, 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS)]);
+
+/// What a loader leaves in EAX.
+const LOADER_MAGIC: u32 = 0x2bad_b002;
+/// The information structure has a command line.
+const HAS_COMMAND_LINE: u32 = 1 << 2;
+
+fn main(_: &Boot) -> u32 {
+    let lamina = Lamina::find();
+    match role() {
+        "partner" => partner(lamina),
+        "switch" => switch(lamina),
+        _ => exits::run(lamina),
+    }
+    println!("R end");
+    0
+}
+
+/// The word behind `role=`.
+fn role() -> &'static str {
+    let (magic, at) = handover();
+    let at = u64::from(at);
+    if magic != LOADER_MAGIC || read_u32(at) & HAS_COMMAND_LINE == 0 {
+        return "";
+    }
+    let line = string(read_u32(at + 16).into());
+    line.split_ascii_whitespace().find_map(|word| word.strip_prefix("role=")).unwrap_or("")
+}
+
+/// Gives the processor back whenever it gets it.
+fn partner(lamina: Option<Lamina>) {
+    println!("partner");
+    while lamina.is_some_and(|lamina| lamina.yield_now().is_ok()) {}
+}
+
+/// From this VM to another and back: two switches, each with a hypercall, the scheduler and an entry.
+fn switch(lamina: Option<Lamina>) {
+    let Some(lamina) = lamina else { return };
+    // The other one gets time to start.
+    for _ in 0..1000 {
+        let _ = lamina.yield_now();
+    }
+    measure::operation("switch/there-and-back", || {
+        let _ = lamina.yield_now();
+    });
+}

@@ -1,0 +1,163 @@
+//! What exits cost, one kind at a time: `guest/bench` natively and as the only VM, and two VMs in turns.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use regex::Regex;
+
+use super::native;
+use super::table::{Figure, Row, Table};
+use crate::artifacts;
+use crate::backend::Backend;
+use crate::machine::Machine;
+use crate::report::{self, say};
+use crate::session::Request;
+
+/// One run takes a fraction of this.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Memory of the machine natively. Unit: MiB.
+const MEMORY: u64 = 512;
+
+/// A row of the table: what it is called, KVM's stored figures, what must not and would better not be exceeded.
+struct Bound {
+    id: &'static str,
+    kvm: Option<[f64; 2]>,
+    must: Option<f64>,
+    aim: Option<f64>,
+}
+
+const fn bound(id: &'static str, kvm: Option<[f64; 2]>, must: f64, aim: f64) -> Bound {
+    Bound { id, kvm, must: Some(must), aim: Some(aim) }
+}
+
+const fn shown(id: &'static str, kvm: Option<[f64; 2]>) -> Bound {
+    Bound { id, kvm, must: None, aim: None }
+}
+
+/// In the order of the table. KVM's `port/uart` stands for a device in user space, and its `hypercall/nop` for one that
+/// it does not know.
+const BOUNDS: &[Bound] = &[
+    shown("empty", Some([4.0, 4.0])),
+    shown("nop/100", None),
+    bound("cpuid/0", Some([970.0, 1066.0]), 150.0, 100.0),
+    bound("cpuid/1", Some([976.0, 1072.0]), 150.0, 100.0),
+    bound("hypercall/nop", Some([1005.0, 1101.0]), 120.0, 64.0),
+    bound("rdmsr/apic-base", Some([1084.0, 1180.0]), 160.0, 110.0),
+    bound("wrmsr/apic-base", Some([1261.0, 1355.0]), 160.0, 110.0),
+    bound("rdmsr/misc-enable", Some([1079.0, 1175.0]), 160.0, 110.0),
+    bound("port/pit", Some([1284.0, 1386.0]), 250.0, 130.0),
+    bound("port/pic", Some([1252.0, 1356.0]), 250.0, 130.0),
+    bound("port/uart", Some([3081.0, 7378.0]), 250.0, 130.0),
+    // Without an exit.
+    bound("port/post", None, 10.0, 2.0),
+    shown("mmio/apic-version", Some([7160.0, 15734.0])),
+    bound("mmio/apic-eoi", Some([3867.0, 8160.0]), 900.0, 450.0),
+    bound("ipi/x2apic-self", Some([2450.0, 2544.0]), 500.0, 250.0),
+    shown("wrmsr/tsc-deadline", Some([908.0, 1002.0])),
+    bound("deadline/spinning", Some([1901.0, 1996.0]), 500.0, 300.0),
+    bound("deadline/halted", Some([6016.0, 10643.0]), 900.0, 500.0),
+    bound("touch/first", Some([2869.0, 3008.0]), 800.0, 400.0),
+    bound(SWITCH, None, 700.0, 350.0),
+];
+
+/// From one VM to another: half of the way there and back.
+const SWITCH: &str = "vm/switch";
+const THERE_AND_BACK: &str = "switch/there-and-back";
+
+type Figures = BTreeMap<String, Figure>;
+
+/// Measures all of it.
+pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
+    let _activity = report::activity("exits");
+    let guest = artifacts::build("guest-bench", "bench")?;
+    say(format_args!("exits: three boots, 5 to 20 s each"));
+    let natively = figures(native::start(backend, &guest, &[], "", MEMORY, LIMIT)?).context("natively")?;
+    let alone = r#"
+        [[vm]]
+        name = "bench"
+        kernel = "guest:bench"
+        memory = "64M"
+        "#;
+    let mut lamina = figures(boot(backend, alone)?).context("under Lamina")?;
+    let two = r#"
+        [[vm]]
+        name = "bench"
+        kernel = "guest:bench"
+        cmdline = "role=switch"
+        memory = "16M"
+        [[vm]]
+        name = "partner"
+        kernel = "guest:bench"
+        cmdline = "role=partner"
+        memory = "16M"
+        "#;
+    let switches = figures(boot(backend, two)?).context("two VMs")?;
+    if let Some(way) = switches.get(THERE_AND_BACK) {
+        let half = |value: f64| (value / 2.0).ceil();
+        let figure =
+            Figure { n: way.n, min: half(way.min), median: half(way.median), mean: half(way.mean), max: half(way.max) };
+        lamina.insert(SWITCH.to_owned(), figure);
+    }
+    for bound in BOUNDS {
+        let figure = lamina.get(bound.id).with_context(|| format!("the guest has said nothing of {}", bound.id))?;
+        let native = natively.get(bound.id).copied();
+        table.push(Row {
+            native,
+            kvm: bound.kvm,
+            must: bound.must,
+            aim: bound.aim,
+            ..Row::new(bound.id, "ticks", *figure)
+        });
+    }
+    Ok(())
+}
+
+fn boot(backend: &Backend, config: &str) -> Result<Machine> {
+    Request::text(config, "").on(Some(backend.name())).timeout(LIMIT).prepare()?.start()
+}
+
+/// Waits for the guest's last line, and reads all of them.
+fn figures(mut machine: Machine) -> Result<Figures> {
+    if let Err(stop) = machine.wait_for(&Regex::new(r"\bR end$")?) {
+        anyhow::bail!("{stop}, and the guest has not come to its end\n{}", machine.report(60));
+    }
+    let figures: Figures = machine.transcript().lines().iter().filter_map(|line| figure(line)).collect();
+    ensure!(!figures.is_empty(), "no figures\n{}", machine.report(60));
+    Ok(figures)
+}
+
+/// `R NAME ROUNDS MINIMUM MEDIAN MEAN MAXIMUM`, behind a prefix or none.
+fn figure(line: &str) -> Option<(String, Figure)> {
+    let words = line.strip_prefix("R ").or_else(|| line.split_once("] R ").map(|(_, words)| words))?;
+    let mut words = words.split_ascii_whitespace();
+    let name = words.next()?.to_owned();
+    let n = words.next()?.parse().ok()?;
+    let numbers: Vec<f64> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+    let [min, median, mean, max] = numbers.try_into().ok()?;
+    Some((name, Figure { n, min, median, mean, max }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_with_and_without_a_prefix() {
+        let figure = Figure { n: 1000, min: 3.0, median: 4.0, mean: 5.0, max: 6.0 };
+        for line in ["R cpuid/0 1000 3 4 5 6", "[bench] R cpuid/0 1000 3 4 5 6"] {
+            assert_eq!(super::figure(line), Some(("cpuid/0".to_owned(), figure)));
+        }
+        for line in ["[bench] R end", "R cpuid/0 1000 3 4 5", "R cpuid/0 1000 3 4 5 6 7", "[x] cpuid/0 1 2 3 4 5"] {
+            assert_eq!(super::figure(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn rows_have_names_of_their_own_and_bounds_in_order() {
+        for (index, bound) in BOUNDS.iter().enumerate() {
+            assert!(BOUNDS[..index].iter().all(|other| other.id != bound.id), "{}", bound.id);
+            assert!(bound.aim <= bound.must, "{}", bound.id);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The bare machine, without Lamina: what everything is compared with. `guest/bench/native` loads what is to run there.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::artifacts;
+use crate::backend::{self, Backend};
+use crate::image::{self, Firmware};
+use crate::machine::Machine;
+
+/// Boots `kernel` (a bzImage, or a Multiboot image) on a machine with `memory` MiB.
+pub fn start(
+    backend: &Backend,
+    kernel: &Path,
+    initrd: &[u8],
+    cmdline: &str,
+    memory: u64,
+    limit: Duration,
+) -> Result<Machine> {
+    let loader = artifacts::build("bench-native", "bench-native")?;
+    let directory = tempfile::Builder::new().prefix("lamina-").tempdir().context("no temporary directory")?;
+    let (ramdisk, disk) = (directory.path().join("ramdisk"), directory.path().join("disk"));
+    std::fs::write(&ramdisk, pack(&[&std::fs::read(kernel)?, initrd, cmdline.as_bytes()]))?;
+    image::build(&loader, &ramdisk, Firmware::Bios, &disk)?;
+    let machine = backend::Machine {
+        image: disk,
+        cpus: 1,
+        memory: memory << 20,
+        serial: 0,
+        interactive: false,
+        directory: directory.path().to_owned(),
+    };
+    Machine::start(backend, machine, directory, Some(limit), None)
+}
+
+/// What the loader takes: the lengths, then the contents.
+fn pack(parts: &[&[u8]; 3]) -> Vec<u8> {
+    let lengths = parts.iter().flat_map(|part| (part.len() as u64).to_le_bytes());
+    lengths.chain(parts.iter().flat_map(|part| part.iter().copied())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ramdisk_is_lengths_and_contents() {
+        let packed = pack(&[b"ab", b"", b"c"]);
+        assert_eq!(packed.len(), 24 + 3);
+        assert_eq!((packed[0], packed[8], packed[16]), (2, 0, 1));
+        assert_eq!(&packed[24..], b"abc");
+    }
+}

@@ -17,6 +17,7 @@ mod hello;
 mod hello_status;
 mod hog;
 mod hog_beside_ticker;
+mod lazy;
 mod memtest_ia32;
 mod memtest_x64;
 mod multiboot;
@@ -46,6 +47,7 @@ fn main() {
         hog_beside_ticker::SCENARIO,
         refused_vms::SCENARIO,
         refused_bundle::SCENARIO,
+        lazy::SCENARIO,
         demo::SCENARIO,
         debian_power_off::SCENARIO,
         debian_reboot::SCENARIO,

@@ -37,6 +37,14 @@ impl Stage {
         self.start(&Request::text(config, paths::workspace()))
     }
 
+    /// The same, on a machine with so much memory. Unit: bytes.
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_in(&self, memory: u64, config: &str) -> Result<Running> {
+        self.start(&Request::text(config, paths::workspace()).memory(Some(memory)))
+    }
+
     /// Boots the machines of a file, its path relative to the workspace's root.
     ///
     /// # Errors

@@ -123,6 +123,7 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], interactive: b
                 .collect(),
             cmdline: vm.cmdline.clone(),
             memory: vm.memory,
+            backing: vm.backing,
             vcpus: vm.vcpus,
             weight: vm.weight,
             cpu: vm.cpu.clone(),

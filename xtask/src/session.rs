@@ -23,11 +23,15 @@ use crate::image::{self, Firmware};
 use crate::machine::{Machine, Sink};
 use crate::setup::rust;
 use crate::{artifacts, bundle, paths};
+use lamina_vmm::memory::Backing;
 
 /// What the hypervisor needs besides the memory of its VMs and the bundle. Unit: bytes.
 const OWN_MEMORY: u64 = 128 << 20;
 /// The smallest machine. Unit: bytes.
 const LEAST_MEMORY: u64 = 512 << 20;
+/// The most that VMs whose memory is backed on first touch add to a machine whose memory nobody named: they share it.
+/// Unit: bytes.
+const LAZY_MEMORY: u64 = 1 << 30;
 /// Machines come in multiples of this. Unit: bytes.
 const MEMORY_STEP: u64 = 16 << 20;
 
@@ -208,10 +212,10 @@ pub fn images(config: &Config) -> Result<bundle::Images> {
     Ok(images)
 }
 
-/// Refuses the first VM with which the memory of all, and the hypervisor's own, is more than there is.
+/// Refuses the first VM with which the memory of all that have it from the start, and the hypervisor's own, is more than there is.
 fn check_memory(config: &Config, there_is: u64, whose: &str) -> Result<(), ConfigError> {
     let mut sum = OWN_MEMORY;
-    for vm in &config.vms {
+    for vm in config.vms.iter().filter(|vm| vm.backing == Backing::Eager) {
         sum = sum.saturating_add(vm.memory);
         if sum > there_is {
             let reason = format!(
@@ -228,7 +232,8 @@ fn check_memory(config: &Config, there_is: u64, whose: &str) -> Result<(), Confi
 
 /// The loader holds the bundle beside what the VMs get of it.
 fn enough_memory(config: &Config, bundle: u64) -> u64 {
-    let needed = config.memory().saturating_add(bundle).saturating_add(OWN_MEMORY);
+    let needed = config.memory(Backing::Eager).saturating_add(config.memory(Backing::Lazy).min(LAZY_MEMORY));
+    let needed = needed.saturating_add(bundle).saturating_add(OWN_MEMORY);
     needed.max(LEAST_MEMORY).checked_next_multiple_of(MEMORY_STEP).unwrap_or(u64::MAX)
 }
 
@@ -254,6 +259,13 @@ mod tests {
     fn the_machine_is_large_enough() {
         assert_eq!(enough_memory(&config(&["16M"]), 0), 512 << 20);
         assert_eq!(enough_memory(&config(&["1G", "1G"]), 1), (2 << 30) + (128 << 20) + (16 << 20));
+        let mut lazy = config(&["512M", "512M", "64G"]);
+        lazy.vms[2].backing = Backing::Lazy;
+        assert_eq!(enough_memory(&lazy, 0), (2 << 30) + (128 << 20));
+        lazy.vms[1].backing = Backing::Lazy;
+        lazy.vms[2].memory = 16 << 20;
+        assert_eq!(enough_memory(&lazy, 0), (1 << 30) + (16 << 20) + (128 << 20));
+        assert_eq!(check_memory(&lazy, 640 << 20, "it"), Ok(()));
     }
 
     #[test]

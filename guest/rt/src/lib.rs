@@ -21,6 +21,7 @@ pub mod cpu;
 pub mod extended;
 pub mod hypercall;
 pub mod lapic;
+pub mod memory;
 pub mod multiboot;
 pub mod pic;
 pub mod pit;

@@ -5,7 +5,7 @@ use lamina_arch::addr::Hpa;
 use lamina_vmm::dma;
 use lamina_vmm::fake_memory::FakeMemory;
 use lamina_vmm::frames::FramePool;
-use lamina_vmm::memory::GuestMemory;
+use lamina_vmm::memory::{Backing, GuestMemory};
 
 #[test]
 fn what_nobody_asked_for_is_not_there() {
@@ -46,13 +46,13 @@ fn a_long_transfer_is_carried_out_part_by_part() {
     let mut rig = Rig::with_everything();
     let mut host = FakeMemory::new(16 << 20);
     let mut pool = FramePool::new(&[(Hpa(2 << 20), 14 << 20)]);
-    let memory = GuestMemory::allocate(4 << 20, &mut pool, &mut host).unwrap();
+    let mut memory = GuestMemory::allocate(4 << 20, Backing::Eager, &mut pool, &mut host).unwrap();
     // 300,000 bytes of the file at key 0x20, to 2 MiB.
     let command = [[0, 0x20, 0, 0x0a], 300_000u32.to_be_bytes(), [0; 4], (2u32 << 20).to_be_bytes()].concat();
     memory.write(&mut host, Gpa(0x1000), &command).unwrap();
     memory.write(&mut host, Gpa(2 << 20), &[0xaa; 300_001]).unwrap();
     assert_eq!(rig.pc.port_write(Tsc(0), 0x518, &0x1000u32.to_be_bytes()), Signal::Dma);
-    let parts = (0..10).take_while(|_| dma::serve(&mut rig.pc, &memory, &mut host) == dma::Served::Part).count();
+    let parts = (0..10).take_while(|_| dma::serve(&mut rig.pc, &mut memory, &mut host) == dma::Served::Part).count();
     assert_eq!(parts, 2, "of 128 KiB each");
     let mut data = vec![0; 300_001];
     memory.read(&host, Gpa(2 << 20), &mut data).unwrap();
@@ -63,7 +63,7 @@ fn a_long_transfer_is_carried_out_part_by_part() {
     let command = [[0, 0x20, 0, 0x0a], 8u32.to_be_bytes(), [0; 4], 0xfff0_0000u32.to_be_bytes()].concat();
     memory.write(&mut host, Gpa(0x1000), &command).unwrap();
     assert_eq!(rig.pc.port_write(Tsc(0), 0x518, &0x1000u32.to_be_bytes()), Signal::Dma);
-    assert_eq!(dma::serve(&mut rig.pc, &memory, &mut host), dma::Served::All);
+    assert_eq!(dma::serve(&mut rig.pc, &mut memory, &mut host), dma::Served::All);
     memory.read(&host, Gpa(0x1000), &mut data[..4]).unwrap();
     assert_eq!(data[..4], [0, 0, 0, 1]);
 }

@@ -7,6 +7,7 @@
 use alloc::vec::Vec;
 use core::arch::asm;
 use lamina_arch::addr::Hpa;
+use lamina_vmm::frames::FrameStock;
 use lamina_vmm::host::HostMemory;
 
 use crate::memory::direct;
@@ -16,6 +17,7 @@ use crate::memory::direct;
 pub struct GuestRam {
     /// Address and length, ascending, disjoint; adjacent regions may be two.
     regions: Vec<(Hpa, u64)>,
+    stock: FrameStock,
 }
 
 impl GuestRam {
@@ -24,7 +26,7 @@ impl GuestRam {
     /// # Safety
     /// Each region is memory, mapped writable in the direct map for good, and holds no object of Rust's.
     pub unsafe fn new(regions: Vec<(Hpa, u64)>) -> GuestRam {
-        GuestRam { regions }
+        GuestRam { regions, stock: FrameStock::default() }
     }
 
     /// The regions: address and length (unit: bytes).
@@ -88,6 +90,10 @@ impl HostMemory for GuestRam {
         let target = self.locate(at, 8);
         // SAFETY: `locate` checked the address; an aligned store of 64 bits is one access.
         unsafe { asm!("mov [{}], {}", in(reg) target, in(reg) value, options(nostack, preserves_flags)) };
+    }
+
+    fn stock(&mut self) -> &mut FrameStock {
+        &mut self.stock
     }
 }
 

@@ -6,6 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::frames::FrameStock;
 use lamina_vmm::host::{Host, HostMemory};
 use lamina_vmm::vcpu::Vcpu;
 use x86_64::instructions::interrupts::{disable, enable_and_hlt};
@@ -72,6 +73,10 @@ impl<B> HostMemory for Platform<B> {
 
     fn write_u64(&mut self, at: Hpa, value: u64) {
         self.memory.write_u64(at, value);
+    }
+
+    fn stock(&mut self) -> &mut FrameStock {
+        self.memory.stock()
     }
 }
 

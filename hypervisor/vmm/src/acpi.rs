@@ -74,7 +74,7 @@ impl Tables {
     ///
     /// # Errors
     /// [`NotMemory`] where the VM has no memory at [`FIRMWARE_TABLES`].
-    pub fn write(&self, memory: &GuestMemory, host: &mut impl HostMemory) -> Result<(), NotMemory> {
+    pub fn write(&self, memory: &mut GuestMemory, host: &mut impl HostMemory) -> Result<(), NotMemory> {
         memory.write(host, FIRMWARE_TABLES, &self.bytes)
     }
 }

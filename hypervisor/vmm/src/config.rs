@@ -8,6 +8,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::Backing;
+
 mod pack;
 mod validate;
 
@@ -15,7 +17,7 @@ pub use pack::{BundleError, blob_bytes, encode, parse};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
-pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x01";
+pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x02";
 /// Alignment of blobs. Unit: bytes.
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.
@@ -79,6 +81,8 @@ pub struct VmConfig {
     pub cmdline: String,
     /// Guest memory. Unit: bytes; a multiple of 4096, at most [`MEMORY_MAX`].
     pub memory: u64,
+    /// When the memory is backed.
+    pub backing: Backing,
     /// Virtual processors; 1 for now.
     pub vcpus: u32,
     /// Share of the processor, relative to the others; 1 to [`WEIGHT_MAX`].

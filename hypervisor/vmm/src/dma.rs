@@ -48,7 +48,7 @@ pub enum Served {
 }
 
 /// Moves what the devices of `chipset` want to move, up to a limit.
-pub fn serve<C: Chipset>(chipset: &mut C, memory: &GuestMemory, host: &mut impl HostMemory) -> Served {
+pub fn serve<C: Chipset>(chipset: &mut C, memory: &mut GuestMemory, host: &mut impl HostMemory) -> Served {
     let mut buffer = [0; TRANSFER_MAX];
     for _ in 0..PIECES {
         let Some(request) = chipset.dma_request(&mut buffer) else { return Served::All };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use lamina_arch::addr::Hpa;
 
+use crate::frames::FrameStock;
 use crate::host::HostMemory;
 
 /// One change of an aligned 64-bit word, in the order in which the changes happened.
@@ -27,6 +28,7 @@ pub struct FakeMemory {
     pub log: Vec<Change>,
     /// Whether writes are logged.
     pub recording: bool,
+    stock: FrameStock,
 }
 
 /// What memory holds that nobody has written: whoever forgets to clear a frame gets to see it.
@@ -116,5 +118,9 @@ impl HostMemory for FakeMemory {
         self.check(at, 8);
         assert!(at.0.is_multiple_of(8));
         self.set_word(at.0, value);
+    }
+
+    fn stock(&mut self) -> &mut FrameStock {
+        &mut self.stock
     }
 }

@@ -11,6 +11,10 @@ use core::fmt;
 
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_2M, PAGE_4K};
 
+mod stock;
+
+pub use stock::{FrameStock, STOCK_FULL, STOCK_LOW, empty_stock, fill_stock};
+
 /// Size of a frame or page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FrameSize {

@@ -6,6 +6,7 @@ use alloc::string::String;
 use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
 
+use crate::frames::FrameStock;
 use crate::vcpu::Vcpu;
 
 /// The machine's physical memory, as far as VMs and their tables may own it. An address outside of what the frame
@@ -25,6 +26,9 @@ pub trait HostMemory {
 
     /// Writes an aligned 64-bit table entry in one access.
     fn write_u64(&mut self, at: Hpa, value: u64);
+
+    /// The cleared frames that are at hand.
+    fn stock(&mut self) -> &mut FrameStock;
 }
 
 /// The machine.

@@ -19,7 +19,7 @@ use lamina_arch::time::Tsc;
 use crate::chipset::Chipset;
 use crate::config::{self, Bundle, ConfigError, VmConfig};
 use crate::console::{Console, Event};
-use crate::frames::FramePool;
+use crate::frames::{FramePool, STOCK_FULL, empty_stock, fill_stock};
 use crate::host::Host;
 use crate::sched::Scheduler;
 use crate::stop::StopReason;
@@ -34,6 +34,8 @@ const FUTILE_TIMER_NS: u64 = 100_000;
 const RESETS_MAX: u32 = 8;
 /// A VM that ran this long since its last reset starts counting anew. Unit: nanoseconds.
 const RESET_REST_NS: u64 = 1_000_000_000;
+/// How many frames are cleared before the loop looks again who can run: 64 KiB take some microseconds.
+const CLEAR_AHEAD: usize = 16;
 /// Status of the machine when one did not.
 const STATUS_BAD: u32 = 1;
 
@@ -141,12 +143,26 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
         self.wake_due(now);
         match self.scheduler.pick(now) {
             Some((index, until)) => self.run_vm(index, until),
+            None if self.clear_ahead() => {}
             None => {
                 let deadline = self.next_event(None);
                 self.host.idle(deadline);
             }
         }
         None
+    }
+
+    /// Clears a few frames for VMs whose memory is backed on first touch, in time that nobody uses; false where nothing
+    /// is to be done.
+    fn clear_ahead(&mut self) -> bool {
+        let stocked = self.host.stock().len();
+        let count = (stocked + CLEAR_AHEAD).min(STOCK_FULL);
+        stocked < STOCK_FULL && self.any_lazy() && fill_stock(&mut self.host, &mut self.pool, count)
+    }
+
+    /// Whether a VM lives whose memory is backed on first touch.
+    fn any_lazy(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(&slot.state, State::Alive(vm) if vm.memory.is_lazy()))
     }
 
     /// Makes VM `index` from its configuration and lets it run, or says why not.
@@ -204,6 +220,9 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
                 let at = Tsc(now.since(vm.started));
                 vm.pass_output(&mut self.console, index, at, now);
                 vm.destroy(&mut self.host, &mut self.pool);
+                if !self.any_lazy() {
+                    empty_stock(&mut self.host, &mut self.pool);
+                }
                 Some(status)
             }
             ended => {

@@ -7,24 +7,35 @@
 //! As in a PC, a VM with `size` bytes has memory from 0 to `size`, where what the legacy video area covers is lost and
 //! what does not fit below [`PCI_HOLE`] goes on at [`ABOVE_4G`].
 //!
-//! What is memory ([`GuestMemory::regions`]) is kept apart from what is backed (the extents). Today [`allocate`] backs
-//! all of it at once. For backing on first touch, it leaves the extents empty, and a nested fault at an address inside
-//! a region takes a frame, clears it, inserts an extent at its place in the sorted list and maps it; `read` and `write`
-//! do the same where they now find no extent. Nobody outside of this module sees a difference.
-//!
-//! [`allocate`]: GuestMemory::allocate
+//! What is memory ([`GuestMemory::regions`]) is kept apart from what is backed. A VM may have all of it backed from the
+//! start, in the largest frames that fit, or each page when it is first touched ([`Backing`]): by the guest, which then
+//! exits ([`GuestMemory::touch`]), or by the hypervisor's own [`GuestMemory::write`].
 
 use alloc::vec::Vec;
 use core::fmt;
 
-use lamina_arch::addr::{Gpa, Hpa, PAGE_4K};
+use lamina_arch::addr::{Gpa, Hpa, PAGE_2M, PAGE_4K};
+use serde::{Deserialize, Serialize};
 
+use self::lazy::Lazy;
 use crate::frames::{FramePool, FrameSize};
 use crate::host::HostMemory;
 use crate::layout::{
     ABOVE_4G, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HIGH_MEMORY, LOW_MEMORY_END, OPTION_ROMS, PCI_HOLE,
 };
 use crate::nested::{Access, EntryFormat, Flush, MapError, NestedTables, TableFrames};
+
+mod lazy;
+
+/// When memory is backed by frames of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// When the VM is made.
+    #[default]
+    Eager,
+    /// When it is first touched.
+    Lazy,
+}
 
 /// A run of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +83,8 @@ pub enum AllocateError {
     Size(u64),
     /// Firmware of this length has no place. Unit: bytes.
     Rom(u64),
+    /// No heap is left to keep track of so much memory. Unit: bytes.
+    Directory(u64),
     /// The machine has less. Unit: bytes.
     OutOfMemory {
         /// What the VM wants.
@@ -88,6 +101,7 @@ impl fmt::Display for AllocateError {
             AllocateError::Rom(length) => {
                 write!(f, "firmware of {length} bytes: it must be a multiple of 4096, from 1 to {} MiB", ROM_MAX >> 20)
             }
+            AllocateError::Directory(size) => write!(f, "{size} bytes of memory are more than can be kept track of"),
             AllocateError::OutOfMemory { wanted, free } => {
                 write!(f, "{} KiB of memory are wanted and {} KiB are free", wanted >> 10, free >> 10)
             }
@@ -133,8 +147,28 @@ pub struct GuestMemory {
     /// What can be read but not written, with what else is allowed: firmware's ROM; without firmware, the empty ROMs of
     /// adapters, which read as all ones. Kernels look through all of those, so they are mapped and cost no exit.
     roms: Vec<(Extent, Access)>,
-    /// What was taken from the pool, and where it stands.
+    /// What was taken from the pool, and where it stands; with backing on first touch, only the ROMs.
     frames: Vec<(Gpa, Hpa, FrameSize)>,
+    /// What is backed of memory that is backed on first touch; there are no extents then.
+    lazy: Option<Lazy>,
+}
+
+/// What [`GuestMemory::touch`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// The frame of this size that is to be mapped at this address.
+    Backed {
+        /// Aligned to the size.
+        gpa: Gpa,
+        /// The frame.
+        hpa: Hpa,
+        /// Its size.
+        size: FrameSize,
+    },
+    /// The address is no memory, or all memory was backed and mapped when the VM was made.
+    NotLazy,
+    /// The machine has no frame left.
+    NoFrame,
 }
 
 /// What is memory in a VM of `size` bytes that starts without firmware, sorted; no two of the regions touch.
@@ -176,14 +210,32 @@ const SHADOW: usize = 128 << 10;
 const EMPTY_PAGE: [u8; 4096] = [0xff; 4096];
 
 impl GuestMemory {
-    /// Takes and clears frames for `size` bytes of memory (a multiple of 4 KiB), in the largest frames that fit, for a
-    /// VM that starts without firmware.
+    /// Memory of `size` bytes (a multiple of 4 KiB) for a VM that starts without firmware: clear, and backed as
+    /// `backing` says.
     ///
     /// # Errors
     /// [`AllocateError`]; nothing was taken then.
-    pub fn allocate(size: u64, pool: &mut FramePool, host: &mut impl HostMemory) -> Result<GuestMemory, AllocateError> {
-        let mut memory = Self::back_all(size, regions_of(size).collect(), 0, pool, host)?;
-        let empty = memory.backing(&Region { start: OPTION_ROMS, length: FIRMWARE_TABLES - OPTION_ROMS });
+    pub fn allocate(
+        size: u64,
+        backing: Backing,
+        pool: &mut FramePool,
+        host: &mut impl HostMemory,
+    ) -> Result<GuestMemory, AllocateError> {
+        let regions = regions_of(size).collect();
+        let place = Region { start: OPTION_ROMS, length: FIRMWARE_TABLES - OPTION_ROMS };
+        if backing == Backing::Lazy {
+            let mut memory = Self::back_none(size, regions)?;
+            let frame = pool.allocate(FrameSize::Size4K);
+            let frame = frame.ok_or(AllocateError::OutOfMemory { wanted: PAGE_4K, free: 0 })?;
+            host.write(frame, &EMPTY_PAGE);
+            memory.frames.push((place.start, frame, FrameSize::Size4K));
+            // One page stands for all.
+            let extent = |page| (Extent { gpa: place.start + page, hpa: frame, length: PAGE_4K }, Access::R);
+            memory.roms = (0..place.length).step_by(EMPTY_PAGE.len()).map(extent).collect();
+            return Ok(memory);
+        }
+        let mut memory = Self::back_all(size, regions, 0, pool, host)?;
+        let empty = memory.backing(&place);
         for extent in &empty {
             for page in (0..extent.length).step_by(EMPTY_PAGE.len()) {
                 host.write(extent.hpa + page, &EMPTY_PAGE);
@@ -201,6 +253,7 @@ impl GuestMemory {
     /// [`AllocateError`]; nothing was taken then.
     pub fn allocate_with_firmware(
         size: u64,
+        backing: Backing,
         rom: &[u8],
         pool: &mut FramePool,
         host: &mut impl HostMemory,
@@ -212,11 +265,15 @@ impl GuestMemory {
         if size < HIGH_MEMORY.0 {
             return Err(AllocateError::Size(size));
         }
-        let mut memory = Self::back_all(size, regions_from(size, OPTION_ROMS).collect(), length, pool, host)?;
+        let regions = regions_from(size, OPTION_ROMS).collect();
+        let mut memory = match backing {
+            Backing::Eager => Self::back_all(size, regions, length, pool, host)?,
+            Backing::Lazy => Self::back_none(size, regions)?,
+        };
         let place = Region { start: Gpa(ABOVE_4G.0 - length), length };
         if !memory.back(place, pool, host) {
             let free = pool.free_bytes();
-            memory.release(pool);
+            memory.release(host, pool);
             return Err(AllocateError::OutOfMemory { wanted: length, free });
         }
         let mut rest = rom;
@@ -234,6 +291,18 @@ impl GuestMemory {
         Ok(memory)
     }
 
+    /// Memory that is backed on first touch.
+    fn back_none(size: u64, regions: Vec<Region>) -> Result<GuestMemory, AllocateError> {
+        check_size(size)?;
+        let lazy = Lazy::new(size).ok_or(AllocateError::Directory(size))?;
+        Ok(GuestMemory { lazy: Some(lazy), ..Self::unbacked(size, regions) })
+    }
+
+    /// Memory without frames.
+    fn unbacked(size: u64, regions: Vec<Region>) -> GuestMemory {
+        GuestMemory { size, regions, extents: Vec::new(), roms: Vec::new(), frames: Vec::new(), lazy: None }
+    }
+
     /// Takes frames for all of `size`, of which `regions` are memory; `spare` bytes more must be free.
     fn back_all(
         size: u64,
@@ -242,17 +311,15 @@ impl GuestMemory {
         pool: &mut FramePool,
         host: &mut impl HostMemory,
     ) -> Result<GuestMemory, AllocateError> {
-        if size == 0 || !size.is_multiple_of(PAGE_4K) || ABOVE_4G.checked_add(size).is_none() {
-            return Err(AllocateError::Size(size));
-        }
-        let mut memory = GuestMemory { size, regions, extents: Vec::new(), roms: Vec::new(), frames: Vec::new() };
+        check_size(size)?;
+        let mut memory = Self::unbacked(size, regions);
         // The legacy area is backed with the rest, so that a large frame can begin at 0; what is no memory of it, the
         // guest can get at only where it is a ROM.
         let low = Region { start: Gpa(0), length: size.min(PCI_HOLE.0) };
         let high = Region { start: ABOVE_4G, length: size - low.length };
         let (free, wanted) = (pool.free_bytes(), size.saturating_add(spare));
         if wanted > free || !memory.back(low, pool, host) || !memory.back(high, pool, host) {
-            memory.release(pool);
+            memory.release(host, pool);
             return Err(AllocateError::OutOfMemory { wanted, free });
         }
         memory.extents = memory.regions.iter().flat_map(|region| memory.backing(region)).collect();
@@ -297,14 +364,63 @@ impl GuestMemory {
 
     /// Gives all frames back. Their content stays: whoever takes them next clears them. No processor may be able to
     /// reach them any more: the nested tables are gone and the invalidation is acknowledged.
-    pub fn release(self, pool: &mut FramePool) {
+    pub fn release(self, host: &impl HostMemory, pool: &mut FramePool) {
         for (_, frame, size) in self.frames {
-            if let Err(error) = pool.free(frame, size) {
-                // A bug of ours. To lose the frame harms nobody; to stop all VMs for it would.
-                log::error!("guest memory: {error}");
-                debug_assert!(false, "{error}");
-            }
+            give_back(pool, frame, size);
         }
+        if let Some(lazy) = self.lazy {
+            lazy.release(host, pool);
+        }
+    }
+
+    /// The guest touched memory at `gpa` that is not mapped: backs it, if it is memory that is backed on first touch.
+    /// The frame is from the stock of cleared ones; a large one, where it pays, from `pool`.
+    pub fn touch(&mut self, host: &mut impl HostMemory, pool: &mut FramePool, gpa: Gpa) -> Touched {
+        if self.lazy.is_none() || !self.is_memory(gpa, 1) {
+            return Touched::NotLazy;
+        }
+        let chunk = Region { start: gpa.align_down(PAGE_2M), length: PAGE_2M };
+        let whole = self.is_memory(chunk.start, chunk.length);
+        let Some(lazy) = &mut self.lazy else { return Touched::NotLazy };
+        if let Some(hpa) = lazy.large(gpa) {
+            return Touched::Backed { gpa: chunk.start, hpa, size: FrameSize::Size2M };
+        }
+        if whole
+            && lazy.wants_large(gpa)
+            && let Some(frame) = pool.allocate(FrameSize::Size2M)
+        {
+            host.zero(frame, PAGE_2M);
+            lazy.back_large(gpa, frame);
+            return Touched::Backed { gpa: chunk.start, hpa: frame, size: FrameSize::Size2M };
+        }
+        match lazy.back(host, gpa) {
+            Some(hpa) => Touched::Backed { gpa: gpa.align_down(PAGE_4K), hpa, size: FrameSize::Size4K },
+            None => Touched::NoFrame,
+        }
+    }
+
+    /// Whether pages are backed on first touch, so that cleared frames must be at hand while the guest runs.
+    pub fn is_lazy(&self) -> bool {
+        self.lazy.is_some()
+    }
+
+    /// Whether the hypervisor itself found no frame for what it had to write: the guest cannot go on.
+    pub fn is_starved(&self) -> bool {
+        self.lazy.as_ref().is_some_and(Lazy::is_starved)
+    }
+
+    /// Memory that is backed. Unit: bytes.
+    pub fn backed(&self) -> u64 {
+        self.lazy.as_ref().map_or(self.size, Lazy::backed)
+    }
+
+    /// Every frame of the machine that is this VM's memory or keeps its directory, with what may be mapped there; the
+    /// directory's frames may be mapped nowhere.
+    pub fn owned<'a, M: HostMemory>(&'a self, host: &'a M) -> impl Iterator<Item = (Option<Gpa>, Hpa, FrameSize)> + 'a {
+        let lazy = self.lazy.iter().flat_map(move |lazy| lazy.frames(host));
+        let mapped = self.frames.iter().copied().chain(lazy).map(|(gpa, hpa, size)| (Some(gpa), hpa, size));
+        let directories = self.lazy.iter().flat_map(Lazy::directories);
+        mapped.chain(directories.map(|hpa| (None, hpa, FrameSize::Size4K)))
     }
 
     /// The size that the VM was given. Unit: bytes.
@@ -322,16 +438,24 @@ impl GuestMemory {
         length == 0 || self.regions.iter().any(|region| region.holds(gpa, length))
     }
 
+    /// Where an access of `length` bytes from `gpa` ends.
+    ///
+    /// # Errors
+    /// [`NotMemory`] where a byte of it is not memory.
+    fn check(&self, gpa: Gpa, length: usize) -> Result<Gpa, NotMemory> {
+        let not_memory = NotMemory { gpa, length: length as u64 };
+        if !self.is_memory(gpa, length as u64) {
+            return Err(not_memory);
+        }
+        gpa.checked_add(length as u64).ok_or(not_memory)
+    }
+
     /// The pieces of machine memory that back `length` bytes from `gpa`, with the offset of each in the access.
     ///
     /// # Errors
     /// [`NotMemory`] where a byte of it is not memory.
     fn pieces(&self, gpa: Gpa, length: usize) -> Result<impl Iterator<Item = (Hpa, usize, usize)>, NotMemory> {
-        let not_memory = NotMemory { gpa, length: length as u64 };
-        if !self.is_memory(gpa, length as u64) {
-            return Err(not_memory);
-        }
-        let end = gpa.checked_add(length as u64).ok_or(not_memory)?;
+        let end = self.check(gpa, length)?;
         let first = self.extents.partition_point(|extent| extent.gpa + extent.length <= gpa);
         // All of a region is backed, so the extents from here on follow each other without a gap.
         Ok(self.extents[first..].iter().take_while(move |extent| extent.gpa < end).map(move |extent| {
@@ -349,6 +473,17 @@ impl GuestMemory {
     /// # Errors
     /// [`NotMemory`]; `data` is unchanged then.
     pub fn read(&self, host: &impl HostMemory, gpa: Gpa, data: &mut [u8]) -> Result<(), NotMemory> {
+        if let Some(lazy) = &self.lazy {
+            self.check(gpa, data.len())?;
+            for (page, from, to) in pages(gpa, data.len()) {
+                match lazy.find(host, page) {
+                    Some(frame) => host.read(frame + page.offset_in(PAGE_4K), &mut data[from..to]),
+                    // What nobody has touched is still zero.
+                    None => data[from..to].fill(0),
+                }
+            }
+            return Ok(());
+        }
         for (hpa, from, to) in self.pieces(gpa, data.len())? {
             host.read(hpa, &mut data[from..to]);
         }
@@ -359,18 +494,22 @@ impl GuestMemory {
     ///
     /// # Errors
     /// [`NotMemory`]; guest memory is unchanged then.
-    pub fn write(&self, host: &mut impl HostMemory, gpa: Gpa, data: &[u8]) -> Result<(), NotMemory> {
+    pub fn write(&mut self, host: &mut impl HostMemory, gpa: Gpa, data: &[u8]) -> Result<(), NotMemory> {
+        if self.lazy.is_some() {
+            self.check(gpa, data.len())?;
+        }
+        if let Some(lazy) = &mut self.lazy {
+            for (page, from, to) in pages(gpa, data.len()) {
+                // Without a frame the VM is starved and does not run on: nobody sees that a part is missing.
+                let Some(frame) = lazy.back(host, page) else { break };
+                host.write(frame + page.offset_in(PAGE_4K), &data[from..to]);
+            }
+            return Ok(());
+        }
         for (hpa, from, to) in self.pieces(gpa, data.len())? {
             host.write(hpa, &data[from..to]);
         }
         Ok(())
-    }
-
-    /// Makes all memory zero again, as for a VM that is loaded anew after a reset. The guest must not be running.
-    pub fn clear(&self, host: &mut impl HostMemory) {
-        for extent in &self.extents {
-            host.zero(extent.hpa, extent.length);
-        }
     }
 
     /// The memory map that firmware gives the guest, sorted by address.
@@ -378,7 +517,7 @@ impl GuestMemory {
         e820_of(self.size)
     }
 
-    /// Maps all memory, with everything allowed, and the ROMs.
+    /// Maps all memory that is backed, with everything allowed, and the ROMs.
     ///
     /// # Errors
     /// [`MapError`]; what was mapped until then stays.
@@ -393,196 +532,42 @@ impl GuestMemory {
         for (extent, access) in writable.chain(self.roms.iter().map(|(extent, access)| (extent, *access))) {
             flush = flush.and(tables.map(host, frames, extent.gpa, extent.hpa, extent.length, access)?);
         }
+        let backed: Vec<_> = self.lazy.iter().flat_map(|lazy| lazy.frames(host)).collect();
+        for (gpa, hpa, size) in backed {
+            flush = flush.and(tables.map(host, frames, gpa, hpa, size.bytes(), Access::RWX)?);
+        }
         Ok(flush)
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::cast_possible_truncation)]
-mod tests {
-    use lamina_arch::addr::{PAGE_1G, PAGE_2M};
-    use proptest::prelude::*;
+/// The parts of an access of `length` bytes from `gpa` that lie in one page each: address, and offsets in the access.
+fn pages(gpa: Gpa, length: usize) -> impl Iterator<Item = (Gpa, usize, usize)> {
+    let mut done = 0;
+    core::iter::from_fn(move || {
+        let at = Gpa(gpa.0.wrapping_add(done as u64));
+        let left = usize::try_from(PAGE_4K - at.offset_in(PAGE_4K)).unwrap_or(0).min(length - done);
+        let part = (at, done, done + left);
+        done += left;
+        (left != 0).then_some(part)
+    })
+}
 
-    use super::*;
-    use crate::fake_memory::FakeMemory;
-    use crate::nested::ept::Ept;
-
-    const EPT: Ept = Ept { execute_only: false, largest: FrameSize::Size1G };
-
-    fn machine(size: u64) -> (FramePool, FakeMemory) {
-        (FramePool::new(&[(Hpa(PAGE_2M), size - PAGE_2M)]), FakeMemory::new(size))
+/// Whether a VM can have `size` bytes of memory.
+fn check_size(size: u64) -> Result<(), AllocateError> {
+    if size == 0 || !size.is_multiple_of(PAGE_4K) || ABOVE_4G.checked_add(size).is_none() {
+        return Err(AllocateError::Size(size));
     }
+    Ok(())
+}
 
-    fn region(start: u64, end: u64) -> Region {
-        Region { start: Gpa(start), length: end - start }
-    }
-
-    #[test]
-    fn regions_are_those_of_a_pc() {
-        let regions = |size| regions_of(size).collect::<Vec<_>>();
-        let low = region(0, 0xa_0000);
-        assert_eq!(regions(0x8_0000), [region(0, 0x8_0000)]);
-        assert_eq!(regions(128 << 20), [low, region(0xe_0000, 128 << 20)]);
-        assert_eq!(regions(3 * PAGE_1G), [low, region(0xe_0000, 3 * PAGE_1G)]);
-        let large = [low, region(0xe_0000, 0xc000_0000), region(1 << 32, (1 << 32) + PAGE_4K)];
-        assert_eq!(regions(3 * PAGE_1G + PAGE_4K), large);
-    }
-
-    #[test]
-    fn the_memory_map_reserves_the_firmware_tables() {
-        let kinds: Vec<_> = e820_of(4 * PAGE_1G).map(|entry| (entry.region.start.0, entry.kind as u32)).collect();
-        assert_eq!(kinds, [(0, 1), (0xe_0000, 2), (0x10_0000, 1), (0x1_0000_0000, 1)]);
-    }
-
-    #[test]
-    fn large_frames_back_what_they_can_and_holes_are_not_mapped() {
-        let (mut pool, mut host) = machine(6 * PAGE_1G);
-        let memory = GuestMemory::allocate(PAGE_1G + 2 * PAGE_2M + PAGE_4K, &mut pool, &mut host).unwrap();
-        let mut tables = NestedTables::new(EPT, &mut host, &mut pool).unwrap();
-        assert!(!memory.map_into(&mut tables, &mut host, &mut pool).unwrap().is_needed());
-        let size = |gpa| tables.walk(&host, Gpa(gpa)).map(|found| found.size);
-        assert_eq!(size(0), Some(FrameSize::Size4K));
-        assert_eq!(size(0x9_ffff), Some(FrameSize::Size4K));
-        assert_eq!(size(0xa_0000), None);
-        assert_eq!(size(0xb_ffff), None);
-        assert_eq!(size(0xe_0000), Some(FrameSize::Size4K));
-        assert_eq!(size(0x10_0000), Some(FrameSize::Size4K));
-        assert_eq!(size(PAGE_2M), Some(FrameSize::Size2M));
-        assert_eq!(size(PAGE_1G + PAGE_2M), Some(FrameSize::Size2M));
-        assert_eq!(size(PAGE_1G + 2 * PAGE_2M), Some(FrameSize::Size4K));
-        assert_eq!(size(PAGE_1G + 2 * PAGE_2M + PAGE_4K), None);
-        tables.destroy(&host).acknowledge(&mut pool);
-        memory.release(&mut pool);
-        assert_eq!(pool.used(), 0);
-    }
-
-    #[test]
-    fn empty_roms_read_as_all_ones_and_cannot_be_written_or_run() {
-        let (mut pool, mut host) = machine(64 << 20);
-        let memory = GuestMemory::allocate(16 << 20, &mut pool, &mut host).unwrap();
-        let mut tables = NestedTables::new(EPT, &mut host, &mut pool).unwrap();
-        memory.map_into(&mut tables, &mut host, &mut pool).unwrap().acknowledge(&mut pool);
-        for gpa in (0xc_0000..0xe_0000).step_by(8) {
-            let found = tables.walk(&host, Gpa(gpa)).unwrap();
-            assert_eq!((found.access, host.read_u64(found.hpa)), (Access::R, u64::MAX), "{gpa:#x}");
-            assert!(!memory.is_memory(Gpa(gpa), 1));
-        }
-        assert_eq!(tables.walk(&host, Gpa(0xe_0000)).unwrap().access, Access::RWX);
-    }
-
-    #[test]
-    fn firmware_stands_below_4_gib_and_its_end_below_1_mib() {
-        let (mut pool, mut host) = machine(64 << 20);
-        let rom: Vec<u8> = (0..256 << 10).map(|i: u32| (i >> 8) as u8 ^ i as u8).collect();
-        let memory = GuestMemory::allocate_with_firmware(16 << 20, &rom, &mut pool, &mut host).unwrap();
-        let mut tables = NestedTables::new(EPT, &mut host, &mut pool).unwrap();
-        memory.map_into(&mut tables, &mut host, &mut pool).unwrap().acknowledge(&mut pool);
-        for at in (0..256 << 10).step_by(8) {
-            let word = u64::from_le_bytes(rom[at as usize..][..8].try_into().unwrap());
-            let found = tables.walk(&host, Gpa(ABOVE_4G.0 - (256 << 10) + at)).unwrap();
-            assert_eq!((found.access, host.read_u64(found.hpa)), (Access::RX, word), "{at:#x}");
-            if at >= 128 << 10 {
-                let found = tables.walk(&host, Gpa(0xc_0000 + at)).unwrap();
-                assert_eq!((found.access, host.read_u64(found.hpa)), (Access::RWX, word), "{at:#x}");
-            }
-        }
-        assert!(memory.is_memory(Gpa(0xc_0000), 0x4_0000));
-        assert!(!memory.is_memory(Gpa(ABOVE_4G.0 - 1), 1));
-        tables.destroy(&host).acknowledge(&mut pool);
-        memory.release(&mut pool);
-        assert_eq!(pool.used(), 0);
-        for bad in [0, 100, 4095, ROM_MAX as usize + 4096] {
-            let refused = GuestMemory::allocate_with_firmware(32 << 20, &vec![0; bad], &mut pool, &mut host);
-            assert_eq!(refused.unwrap_err(), AllocateError::Rom(bad as u64));
-        }
-    }
-
-    #[test]
-    fn too_little_memory_takes_nothing() {
-        let (mut pool, mut host) = machine(64 << 20);
-        let result = GuestMemory::allocate(64 << 20, &mut pool, &mut host);
-        let free = 62 << 20;
-        assert_eq!(result.unwrap_err(), AllocateError::OutOfMemory { wanted: 64 << 20, free });
-        assert_eq!(pool.used(), 0);
-        for size in [0, 1, 4097, u64::MAX, u64::MAX - 0xfff] {
-            let result = GuestMemory::allocate(size, &mut pool, &mut host);
-            assert_eq!(result.unwrap_err(), AllocateError::Size(size));
-        }
-    }
-
-    #[test]
-    fn memory_is_zero_at_first() {
-        let (mut pool, mut host) = machine(16 << 20);
-        let memory = GuestMemory::allocate(8 << 20, &mut pool, &mut host).unwrap();
-        let mut data = vec![0xff; (7 << 20) - 3];
-        memory.read(&host, Gpa(0x10_0001), &mut data).unwrap();
-        assert!(data.iter().all(|&byte| byte == 0));
-
-        memory.write(&mut host, Gpa(0x9_fffe), &[1, 2]).unwrap();
-        memory.write(&mut host, Gpa((8 << 20) - 1), &[3]).unwrap();
-        memory.clear(&mut host);
-        for region in memory.regions() {
-            let mut data = vec![0xff; region.length as usize];
-            memory.read(&host, region.start, &mut data).unwrap();
-            assert!(data.iter().all(|&byte| byte == 0));
-        }
-    }
-
-    #[test]
-    fn an_access_is_all_memory_or_refused_and_nothing_copied() {
-        let (mut pool, mut host) = machine(16 << 20);
-        let memory = GuestMemory::allocate(4 << 20, &mut pool, &mut host).unwrap();
-        let refused = |gpa: u64, length: u64| Err(NotMemory { gpa: Gpa(gpa), length });
-        for (gpa, length) in [
-            (0x9_ffff, 2),
-            (0xa_0000, 1),
-            (0xd_ffff, 2),
-            (0, 0x10_0000),
-            ((4 << 20) - 1, 2),
-            (4 << 20, 1),
-            (0xfee0_0000, 4),
-            (u64::MAX, 1),
-            (u64::MAX, 2),
-            (u64::MAX - 7, 8),
-        ] {
-            let mut data = vec![0x55; length as usize];
-            assert_eq!(memory.write(&mut host, Gpa(gpa), &data), refused(gpa, length));
-            assert_eq!(memory.read(&host, Gpa(gpa), &mut data), refused(gpa, length));
-            assert!(data.iter().all(|&byte| byte == 0x55));
-        }
-        let mut last = [0; 1];
-        memory.read(&host, Gpa(0xf_ffff), &mut [0; 2]).unwrap();
-        memory.read(&host, Gpa(0x9_ffff), &mut last).unwrap();
-        assert_eq!(last, [0]);
-        assert_eq!(memory.read(&host, Gpa(u64::MAX), &mut []), Ok(()));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
-        #[test]
-        fn what_is_written_is_read_across_frames(
-            writes in prop::collection::vec((0u64..0x14_0000, prop::collection::vec(any::<u8>(), 0..9000)), 1..8),
-        ) {
-            // Single free frames between taken ones: no two pages of the guest are neighbours in the machine.
-            let mut pool = FramePool::new(&[(Hpa(0), 16 << 20)]);
-            let all: Vec<Hpa> = core::iter::from_fn(|| pool.allocate(FrameSize::Size4K)).collect();
-            all.iter().step_by(2).for_each(|&frame| pool.free(frame, FrameSize::Size4K).unwrap());
-            let mut host = FakeMemory::new(16 << 20);
-            let memory = GuestMemory::allocate(0x14_0000, &mut pool, &mut host).unwrap();
-            let mut model = vec![0u8; 0x20_0000];
-            for (gpa, data) in &writes {
-                let range = *gpa as usize..*gpa as usize + data.len();
-                match memory.write(&mut host, Gpa(*gpa), data) {
-                    Ok(()) => model[range].copy_from_slice(data),
-                    Err(_) => prop_assert!(!memory.is_memory(Gpa(*gpa), data.len() as u64)),
-                }
-            }
-            for region in memory.regions() {
-                let mut data = vec![0; region.length as usize];
-                memory.read(&host, region.start, &mut data).unwrap();
-                prop_assert!(data == model[region.start.0 as usize..][..data.len()]);
-            }
-        }
+/// Gives a frame back to `pool`.
+fn give_back(pool: &mut FramePool, frame: Hpa, size: FrameSize) {
+    if let Err(error) = pool.free(frame, size) {
+        // A bug of ours. To lose the frame harms nobody; to stop all VMs for it would.
+        log::error!("guest memory: {error}");
+        debug_assert!(false, "{error}");
     }
 }
+
+#[cfg(test)]
+mod tests;

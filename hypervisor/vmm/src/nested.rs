@@ -268,6 +268,27 @@ impl<F: EntryFormat> NestedTables<F> {
         }
     }
 
+    /// Maps the 4 KiB page at `gpa` (aligned) where no entry is, the tables to it are there, and the format can express
+    /// `access`: one walk, one write, and nothing to invalidate. False where it is not so; nothing has changed then.
+    pub fn map_absent(&mut self, host: &mut impl HostMemory, gpa: Gpa, hpa: Hpa, access: Access) -> bool {
+        if gpa.0 >= GPA_END || hpa.0 >= HPA_END || !self.format.can_express(access) {
+            return false;
+        }
+        let (mut level, mut table) = (Level::TOP, self.root);
+        while let Some(below) = level.below() {
+            match self.format.decode(host.read_u64(level.entry_at(table, gpa.0)), level) {
+                Entry::Table(next) => (level, table) = (below, next),
+                Entry::NotPresent | Entry::Leaf { .. } => return false,
+            }
+        }
+        let at = level.entry_at(table, gpa.0);
+        if self.format.decode(host.read_u64(at), level) != Entry::NotPresent {
+            return false;
+        }
+        host.write_u64(at, self.format.leaf(hpa, FrameSize::Size4K, access));
+        true
+    }
+
     /// Takes all tables down. The frames come back when the token is acknowledged: when no processor uses the root.
     pub fn destroy(self, host: &impl HostMemory) -> Flush {
         let mut flush = Flush { stale: true, unlinked: Vec::new() };

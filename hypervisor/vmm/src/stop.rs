@@ -50,6 +50,8 @@ pub enum StopReason {
         /// Where.
         rip: u64,
     },
+    /// Its memory is backed on first touch, and the machine had no frame left for what it touched.
+    OutOfFrames,
     /// It was reset again and again without running in between.
     ResetLoop {
         /// How often.
@@ -98,6 +100,7 @@ impl fmt::Display for StopReason {
             StopReason::UnknownExit { reason, qualification, rip } => {
                 write!(f, "unknown exit reason {reason:#x}, qualification {qualification:#x}, rip {rip:#x}")
             }
+            StopReason::OutOfFrames => write!(f, "the machine has no memory left for what it touched first"),
             StopReason::ResetLoop { resets } => write!(f, "reset {resets} times in a row"),
             StopReason::EntryFailed(failure) => {
                 write!(f, "VM entry failed: {}", failure.error)?;

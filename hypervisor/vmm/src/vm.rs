@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use lamina_arch::addr::{Gpa, Hpa, PAGE_4K};
 use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
@@ -13,12 +14,12 @@ use crate::chipset::{Chipset, ChipsetSetup, Extras};
 use crate::config::{Blob, VmConfig, blob_bytes};
 use crate::console::Console;
 use crate::cpuid::{Cpuid, ModelInput};
-use crate::frames::FramePool;
-use crate::host::Host;
+use crate::frames::{FramePool, FrameSize, STOCK_LOW, fill_stock};
+use crate::host::{Host, HostMemory};
 use crate::load::{self, InitialState, LoadArgs, Module, Rsdp};
 use crate::memory::GuestMemory;
 use crate::msr::Msrs;
-use crate::nested::NestedTables;
+use crate::nested::{Access, MapError, NestedTables};
 use crate::vcpu::Vcpu;
 
 /// Local APIC ID of the one virtual processor.
@@ -86,8 +87,8 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         host: &mut H,
         pool: &mut FramePool,
     ) -> Result<Box<Vm<V, C>>, String> {
-        let memory = GuestMemory::allocate(config.memory, pool, host).map_err(|e| e.to_string())?;
-        match Self::create_in(config, id, image, host, pool, &memory) {
+        let mut memory = GuestMemory::allocate(config.memory, config.backing, pool, host).map_err(|e| e.to_string())?;
+        match Self::create_in(config, id, image, host, pool, &mut memory) {
             Ok((vcpu, tables, cpuid)) => {
                 let started = host.now();
                 let setup = ChipsetSetup {
@@ -117,7 +118,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                 Ok(Box::new(vm))
             }
             Err(why) => {
-                memory.release(pool);
+                memory.release(host, pool);
                 Err(why)
             }
         }
@@ -130,8 +131,11 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         image: &[u8],
         host: &mut H,
         pool: &mut FramePool,
-        memory: &GuestMemory,
+        memory: &mut GuestMemory,
     ) -> Result<(V, NestedTables<V::Nested>, Cpuid), String> {
+        if memory.is_lazy() && !fill_stock(host, pool, frames_to_load(config)) {
+            return Err(format!("{} KiB of memory are free, less than the image fills", pool.free_bytes() >> 10));
+        }
         let state = load_image(config, image, memory, host)?;
         let mut vcpu = host.create_vcpu(id)?;
         let mut tables = NestedTables::new(vcpu.nested_format(), host, pool).map_err(|e| e.to_string())?;
@@ -163,7 +167,30 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         vcpu.invalidate_nested();
         drop(vcpu);
         flush.acknowledge(pool);
-        memory.release(pool);
+        memory.release(host, pool);
+    }
+
+    /// Maps `hpa`, a frame of the VM's, at `gpa`, where nothing is mapped: the guest may do everything there.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing has changed then.
+    pub(crate) fn map(
+        &mut self,
+        host: &mut impl HostMemory,
+        pool: &mut FramePool,
+        gpa: Gpa,
+        hpa: Hpa,
+        size: FrameSize,
+    ) -> Result<(), MapError> {
+        if size == FrameSize::Size4K && self.tables.map_absent(host, gpa, hpa, Access::RWX) {
+            return Ok(());
+        }
+        let flush = self.tables.map(host, pool, gpa, hpa, size.bytes(), Access::RWX)?;
+        if flush.is_needed() {
+            self.vcpu.invalidate_nested();
+        }
+        flush.acknowledge(pool);
+        Ok(())
     }
 
     /// The guest's TSC becomes what it would be without, plus `adjust` ticks.
@@ -188,6 +215,15 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
     }
 }
 
+/// How many frames the loader may fill at most: those of the images, of the guest's tables, and of the directories.
+fn frames_to_load(config: &VmConfig) -> usize {
+    let modules = config.modules.iter().map(|module| module.blob);
+    let blobs = config.initrd.into_iter().chain(modules).chain([config.kernel]);
+    let frames = |blob: Blob| usize::try_from(blob.length / PAGE_4K + 2).unwrap_or(usize::MAX);
+    let images = blobs.map(frames).fold(0, usize::saturating_add);
+    images.saturating_add(images / 512).saturating_add(STOCK_LOW)
+}
+
 /// The bytes of `blob` in the bundle.
 fn part<'a>(image: &'a [u8], blob: Blob, what: &str) -> Result<&'a [u8], String> {
     blob_bytes(image, blob).ok_or_else(|| format!("{what} is not inside the bundle"))
@@ -197,7 +233,7 @@ fn part<'a>(image: &'a [u8], blob: Blob, what: &str) -> Result<&'a [u8], String>
 fn load_image<H: Host>(
     config: &VmConfig,
     image: &[u8],
-    memory: &GuestMemory,
+    memory: &mut GuestMemory,
     host: &mut H,
 ) -> Result<InitialState, String> {
     let tables = acpi::build(&[APIC_ID]);

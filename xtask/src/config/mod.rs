@@ -10,6 +10,7 @@ pub mod size;
 use std::path::{Path, PathBuf};
 
 use lamina_vmm::config::LogLevel;
+use lamina_vmm::memory::Backing;
 
 use crate::setup::debian::Package;
 
@@ -41,6 +42,8 @@ pub struct Vm {
     pub cmdline: String,
     /// Unit: bytes; a multiple of 4096.
     pub memory: u64,
+    /// When the memory is backed.
+    pub backing: Backing,
     /// Virtual processors.
     pub vcpus: u32,
     /// Share of the processor.
@@ -100,9 +103,9 @@ impl Config {
         read::config(text, file, base)
     }
 
-    /// The memory of all VMs. Unit: bytes.
-    pub fn memory(&self) -> u64 {
-        self.vms.iter().fold(0, |sum, vm| sum.saturating_add(vm.memory))
+    /// The memory of all VMs whose memory is backed so. Unit: bytes.
+    pub fn memory(&self, backing: Backing) -> u64 {
+        self.vms.iter().filter(|vm| vm.backing == backing).fold(0, |sum, vm| sum.saturating_add(vm.memory))
     }
 
     /// The refusal of a key of one VM.

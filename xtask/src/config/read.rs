@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lamina_vmm::config::{CPU_HOST, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
+use lamina_vmm::memory::Backing;
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vm, size};
@@ -185,6 +186,7 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
         modules,
         cmdline: section.text("cmdline")?.unwrap_or_default(),
         memory: memory(&mut section)?,
+        backing: backing(&mut section)?,
         vcpus: section.count("vcpus", 1, u32::MAX)?,
         weight: section.count("weight", DEFAULT_WEIGHT, WEIGHT_MAX)?,
         cpu: section.text("cpu")?.unwrap_or_else(|| CPU_HOST.to_owned()),
@@ -197,6 +199,17 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
     }
     section.finish()?;
     Ok(vm)
+}
+
+fn backing(section: &mut Section<'_>) -> Result<Backing, ConfigError> {
+    match section.text("backing")?.as_deref() {
+        None | Some("eager") => Ok(Backing::Eager),
+        Some("lazy") => Ok(Backing::Lazy),
+        Some(other) => {
+            let reason = "must be \"eager\" (all at the start) or \"lazy\" (each page when it is first touched)";
+            Err(section.refuse("backing", Value::String(other.to_owned()), reason))
+        }
+    }
 }
 
 fn memory(section: &mut Section<'_>) -> Result<u64, ConfigError> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lamina_vmm::config::LogLevel;
+use lamina_vmm::memory::Backing;
 
 use super::*;
 use crate::setup::debian::Package;
@@ -56,6 +57,7 @@ fn everything_at_once() {
         kernel = "src/lib.rs"
         modules = [{ path = "Cargo.toml", cmdline = "env" }]
         memory = 8192
+        backing = "lazy"
         "#,
     )
     .unwrap();
@@ -65,7 +67,8 @@ fn everything_at_once() {
     assert_eq!(config.vms[0].initrd, Some(Source::Busybox("amd64")));
     assert_eq!((config.vms[0].memory, config.vms[0].weight), (256 << 20, 50));
     assert_eq!(config.vms[1].modules[0].cmdline, "env");
-    assert_eq!(config.memory(), (256 << 20) + 8192);
+    assert_eq!([config.vms[0].backing, config.vms[1].backing], [Backing::Eager, Backing::Lazy]);
+    assert_eq!([Backing::Eager, Backing::Lazy].map(|b| config.memory(b)), [256 << 20, 8192]);
 }
 
 #[test]
@@ -167,6 +170,8 @@ fn types_and_what_is_not_there_yet() {
     refused(one("cmdline = \"a\\u0000b\""), &["cmdline = ", "NUL"]);
     refused(one("vcpus = 2"), &["vcpus = 2", "not supported yet"]);
     refused(one("vcpus = 0"), &["vcpus = 0", "from 1"]);
+    refused(one("backing = \"soon\""), &["backing = \"soon\"", "\"lazy\""]);
+    refused(one("backing = 1"), &["backing = 1"]);
     refused(one("weight = 0"), &["weight = 0", "from 1"]);
     refused(one("weight = 4294967295"), &["weight = 4294967295", "from 1"]);
     refused(one("weight = \"x\""), &["weight = \"x\"", "whole number"]);

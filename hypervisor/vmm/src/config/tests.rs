@@ -11,6 +11,7 @@ fn vm(name: &str, kernel: Blob) -> VmConfig {
         initrd: None,
         modules: Vec::new(),
         cmdline: "console=ttyS0".to_string(),
+        backing: Backing::Eager,
         memory: 128 << 20,
         vcpus: 1,
         weight: 100,
@@ -70,7 +71,9 @@ fn what_is_no_bundle_is_named() {
         bytes[at] = byte;
         parse(&bytes)
     };
-    assert_eq!(with(7, 2), Err(BundleError::Magic(*b"LAMINA\x00\x02")));
+    let mut magic = MAGIC;
+    magic[7] += 1;
+    assert_eq!(with(7, magic[7]), Err(BundleError::Magic(magic)));
     assert_eq!(with(15, 1), Err(BundleError::Reserved(1 << 24)));
     let description = u64::from(bytes[8]) | 0xff00_0000;
     let available = bytes.len() as u64 - 16;

@@ -146,7 +146,7 @@ impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
             Purpose::SystemRead => Access::system(false),
             Purpose::SystemWrite => Access::system(true),
         };
-        paging.translate(at, access, &mut GuestTables { memory: &vm.memory, host: self.host })
+        paging.translate(at, access, &mut GuestTables { memory: &mut vm.memory, host: self.host })
     }
 
     /// An access to what is not memory ends the VM where a PC has no bus either.

@@ -35,7 +35,7 @@ pub fn paging<V: Vcpu, C>(vm: &mut Vm<V, C>) -> (Paging, u8) {
 #[derive(Debug)]
 pub struct GuestTables<'a, M> {
     /// The guest's memory.
-    pub memory: &'a GuestMemory,
+    pub memory: &'a mut GuestMemory,
     /// The machine's memory.
     pub host: &'a mut M,
 }

@@ -10,6 +10,7 @@ mod io;
 mod linear;
 mod mmio;
 mod msr;
+mod nested;
 
 use lamina_arch::event::{Event, GuestFault, vector};
 use lamina_arch::exit::Exit;
@@ -18,6 +19,7 @@ use lamina_arch::time::Tsc;
 
 use crate::chipset::Chipset;
 use crate::console::Console;
+use crate::frames::FramePool;
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
@@ -56,6 +58,8 @@ pub enum Resume {
 pub struct Surroundings<'a, H> {
     /// The machine.
     pub host: &'a mut H,
+    /// The frames that nobody has.
+    pub pool: &'a mut FramePool,
     /// The console.
     pub console: &'a mut Console,
     /// The VM's number on the console.
@@ -69,7 +73,7 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
         Exit::Rdmsr => msr::read(vm, around.host),
         Exit::Wrmsr => msr::write(vm, around.host),
         Exit::Io(access) => io::access(vm, around, &access),
-        Exit::NestedFault(fault) => mmio::access(vm, around.host, &fault),
+        Exit::NestedFault(fault) => nested::fault(vm, around, &fault),
         Exit::Hlt => Resume::Halt,
         Exit::SliceEnd => Resume::SliceEnd,
         Exit::HostInterrupt { vector } => {

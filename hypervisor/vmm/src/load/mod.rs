@@ -155,7 +155,7 @@ pub fn check(image: &[u8], memory: u64, args: &LoadArgs<'_>) -> Result<(), LoadE
 pub fn load(
     image: &[u8],
     args: &LoadArgs<'_>,
-    memory: &GuestMemory,
+    memory: &mut GuestMemory,
     host: &mut impl HostMemory,
 ) -> Result<InitialState, LoadError> {
     let plan = plan(image, memory.size(), args)?;

@@ -9,7 +9,7 @@ use super::*;
 use crate::fake_memory::FakeMemory;
 use crate::frames::FramePool;
 use crate::layout::FIRMWARE_TABLES;
-use crate::memory::{E820Kind, e820_of};
+use crate::memory::{Backing, E820Kind, e820_of};
 
 mod bzimage;
 mod elf;
@@ -28,13 +28,13 @@ impl Bench {
     fn new(memory: u64) -> Bench {
         let mut host = FakeMemory::new(memory + 2 * MIB);
         let mut pool = FramePool::new(&[(Hpa(0), memory + 2 * MIB)]);
-        let memory = GuestMemory::allocate(memory, &mut pool, &mut host).unwrap();
+        let memory = GuestMemory::allocate(memory, Backing::Eager, &mut pool, &mut host).unwrap();
         Bench { host, memory }
     }
 
     fn load(&mut self, image: &[u8], args: &LoadArgs<'_>) -> Result<InitialState, LoadError> {
         let checked = check(image, self.memory.size(), args);
-        let loaded = load(image, args, &self.memory, &mut self.host);
+        let loaded = load(image, args, &mut self.memory, &mut self.host);
         assert_eq!(checked, loaded.clone().map(|_| ()), "the host and the hypervisor disagree");
         loaded
     }

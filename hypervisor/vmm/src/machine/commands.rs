@@ -72,19 +72,22 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
     /// A line for each VM.
     fn list(&mut self, now: Tsc) {
         let hz = self.host.tsc_frequency();
-        self.console.reply("NAME                             STATE      MEMORY  CPU-SECONDS      EXITS");
+        self.console.reply("NAME                             STATE      MEMORY     BACKED  CPU-SECONDS      EXITS");
         for (index, slot) in self.slots.iter().enumerate() {
-            let (state, exits) = match &slot.state {
-                State::Alive(vm) if self.scheduler.is_runnable(index) => ("running", vm.counters.all_exits()),
-                State::Alive(vm) => ("waiting", vm.counters.all_exits()),
-                State::Ended { .. } => ("stopped", 0),
+            let (state, backed, exits) = match &slot.state {
+                State::Alive(vm) => {
+                    let state = if self.scheduler.is_runnable(index) { "running" } else { "waiting" };
+                    (state, vm.memory.backed(), vm.counters.all_exits())
+                }
+                State::Ended { .. } => ("stopped", 0, 0),
             };
             let milliseconds = hz.ns_in_ticks(self.scheduler.ran(index)) / 1_000_000;
             let line: String = format!(
-                "{:<32} {:<8} {:>5} MiB {:>8}.{:03} {:>10}",
+                "{:<32} {:<8} {:>5} MiB {:>6} MiB {:>8}.{:03} {:>10}",
                 slot.config.name,
                 state,
                 slot.config.memory >> 20,
+                backed.div_ceil(1 << 20),
                 milliseconds / 1000,
                 milliseconds % 1000,
                 exits

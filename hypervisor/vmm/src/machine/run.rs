@@ -11,6 +11,7 @@ use crate::chipset::Chipset;
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
 use crate::exit::{Resume, Surroundings, dispatch, step_over};
+use crate::frames::{STOCK_LOW, fill_stock};
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
@@ -44,7 +45,8 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
             vm.vcpu.load();
             self.loaded = Some(index);
         }
-        let mut around = Surroundings { host: &mut self.host, console: &mut self.console, slot: index };
+        let mut around =
+            Surroundings { host: &mut self.host, pool: &mut self.pool, console: &mut self.console, slot: index };
         let left = turn(vm, &mut around, limit);
         match left {
             Left::SliceEnd => {}
@@ -78,8 +80,17 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         if now >= limit {
             return Left::SliceEnd;
         }
+        if vm.memory.is_lazy() {
+            if vm.memory.is_starved() {
+                return Left::Stopped(StopReason::OutOfFrames);
+            }
+            if around.host.stock().len() < STOCK_LOW {
+                // Where the machine has none left, the guest may go on as long as it asks for none.
+                fill_stock(around.host, around.pool, 2 * STOCK_LOW);
+            }
+        }
         if vm.dma_waits {
-            vm.dma_waits = dma::serve(&mut vm.chipset, &vm.memory, around.host) == Served::Part;
+            vm.dma_waits = dma::serve(&mut vm.chipset, &mut vm.memory, around.host) == Served::Part;
             // The loop is gone through again, so that a long transfer is interrupted like a guest.
             continue;
         }

@@ -14,6 +14,7 @@ mod decoding;
 mod ends;
 mod events;
 mod hypercalls;
+mod lazy;
 mod mmio;
 mod processor;
 mod string_io;

@@ -10,8 +10,9 @@ use super::host::{FakeHost, World};
 use super::vcpu::Program;
 use crate::chipset::Chipset;
 use crate::config::{self, Blob, Bundle, CPU_HOST, LogLevel, VmConfig};
-use crate::frames::FramePool;
+use crate::frames::{FramePool, FrameStock};
 use crate::machine::Machine;
+use crate::memory::Backing;
 
 /// Where guests start.
 pub const ENTRY: u64 = 0x10_0000;
@@ -44,6 +45,7 @@ struct Guest {
     name: String,
     image: Vec<u8>,
     memory: u64,
+    backing: Backing,
     weight: u32,
     initrd: Option<Blob>,
 }
@@ -82,7 +84,8 @@ impl Bench {
     #[must_use]
     pub fn vm(mut self, name: &str, program: Program) -> Bench {
         let image = elf_image(&[0xf4; 16]);
-        self.guests.push(Guest { name: name.into(), image, memory: MEMORY, weight: 100, initrd: None });
+        let (memory, backing) = (MEMORY, Backing::Eager);
+        self.guests.push(Guest { name: name.into(), image, memory, backing, weight: 100, initrd: None });
         self.restarted(program)
     }
 
@@ -111,6 +114,20 @@ impl Bench {
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Bench {
         self.last().memory = bytes;
+        self
+    }
+
+    /// The VM that was added last has its memory backed on first touch.
+    #[must_use]
+    pub fn lazy(mut self) -> Bench {
+        self.last().backing = Backing::Lazy;
+        self
+    }
+
+    /// The machine has `bytes` of memory for VMs and their tables, at most what it has without this.
+    #[must_use]
+    pub fn pool(mut self, bytes: u64) -> Bench {
+        self.memory = bytes;
         self
     }
 
@@ -164,7 +181,7 @@ impl Bench {
         let image: &'static [u8] = Vec::leak(config::encode(&images, describe).expect("a bundle"));
         let bundle = config::parse(image).expect("a bundle");
         let pool = FramePool::new(&[(Hpa(PAGE_2M), self.memory)]);
-        let host = FakeHost { world: self.world.clone() };
+        let host = FakeHost { world: self.world.clone(), stock: FrameStock::default() };
         (Machine::new(host, pool, bundle, image), self.world)
     }
 
@@ -184,6 +201,7 @@ fn configuration(guest: &Guest, kernel: Blob) -> VmConfig {
         modules: vec![],
         cmdline: String::new(),
         memory: guest.memory,
+        backing: guest.backing,
         vcpus: 1,
         weight: guest.weight,
         cpu: CPU_HOST.into(),

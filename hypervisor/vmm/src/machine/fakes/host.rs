@@ -11,6 +11,7 @@ use lamina_arch::time::{Frequency, Tsc};
 
 use super::vcpu::{FakeVcpu, Program, Trace};
 use crate::fake_memory::FakeMemory;
+use crate::frames::FrameStock;
 use crate::host::{Host, HostMemory};
 
 /// Rate of the machine's TSC. Unit: ticks per second.
@@ -200,6 +201,7 @@ impl World {
 #[derive(Debug)]
 pub struct FakeHost {
     pub(super) world: World,
+    pub(super) stock: FrameStock,
 }
 
 impl HostMemory for FakeHost {
@@ -221,6 +223,10 @@ impl HostMemory for FakeHost {
 
     fn write_u64(&mut self, at: Hpa, value: u64) {
         self.world.with_mut(|w| w.memory.write_u64(at, value));
+    }
+
+    fn stock(&mut self) -> &mut FrameStock {
+        &mut self.stock
     }
 }
 

@@ -58,10 +58,10 @@ fn vms_lists_names_states_memory_and_times() {
     let lines = world.lines_of("lamina");
     let table = lines.iter().position(|line| line.starts_with("NAME")).expect("a heading");
     let words: Vec<Vec<&str>> = lines[table + 1..table + 4].iter().map(|l| l.split_whitespace().collect()).collect();
-    assert_eq!(words[0][..5], ["hog", "running", "2", "MiB", "2.999"]);
-    assert_eq!(words[1][..5], ["sleeper", "waiting", "2", "MiB", "0.000"]);
-    assert_eq!(words[1][5], "1", "one exit: HLT");
-    assert_eq!(words[2][..4], ["gone", "stopped", "4", "MiB"]);
+    assert_eq!(words[0][..7], ["hog", "running", "2", "MiB", "2", "MiB", "2.999"]);
+    assert_eq!(words[1][..7], ["sleeper", "waiting", "2", "MiB", "2", "MiB", "0.000"]);
+    assert_eq!(words[1][7], "1", "one exit: HLT");
+    assert_eq!(words[2][..6], ["gone", "stopped", "4", "MiB", "0", "MiB"]);
     // Two times 2 MiB and the tables of both, which break a large frame each.
     assert!(lines[table + 4].ends_with("of 32 MiB of guest memory free, up 3 s"), "{}", lines[table + 4]);
 }

@@ -66,6 +66,8 @@ pub enum Exit {
     TaskSwitch {
         /// Selector of the new TSS.
         selector: u16,
+        /// What asks for it.
+        source: TaskSource,
     },
     /// A reason that this hypervisor does not know or never asked for.
     Unknown {
@@ -182,6 +184,19 @@ impl Exit {
             | Exit::Unknown { .. } => Kind::Other,
         }
     }
+}
+
+/// What asks for a task switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskSource {
+    /// CALL.
+    Call,
+    /// IRET with RFLAGS.NT set.
+    Iret,
+    /// JMP.
+    Jmp,
+    /// An event whose gate in the IDT is a task gate.
+    Gate,
 }
 
 /// Width of an access. Unit: bytes.

@@ -99,6 +99,15 @@ impl Gprs {
     }
 }
 
+/// A register of MMX, SSE or AVX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VectorRegister {
+    /// MM0 to MM7: the first 8 of 32 bytes.
+    Mm(u8),
+    /// YMM0 to YMM15: 32 bytes. The low half is XMM; the upper one is 0 on a processor without AVX.
+    Ymm(u8),
+}
+
 /// A register that lives in the VMCS or VMCB, or that the back end switches; read and written through the seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SysReg {

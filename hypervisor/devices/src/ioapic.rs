@@ -89,6 +89,13 @@ impl IoApic {
         IoApic { id: 0, index: 0, entries: [ENTRY_MASKED; PINS as usize], lines: 0, to_send: 0 }
     }
 
+    /// Whether an input that is not masked is delivered as an NMI.
+    pub fn has_nmi_input(&self) -> bool {
+        self.entries
+            .iter()
+            .any(|entry| entry & ENTRY_MASKED == 0 && DeliveryMode::from_bits(entry >> 8) == DeliveryMode::Nmi)
+    }
+
     /// Reads `data.len()` bytes from `offset` in the page.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset & !3 {

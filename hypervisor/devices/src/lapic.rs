@@ -259,6 +259,12 @@ impl Lapic {
         }
     }
 
+    /// Whether what the 8259 pair signals on LINT0 is an NMI.
+    pub fn has_nmi_line(&self) -> bool {
+        let entry = self.lvt[LINT0];
+        self.base.contains(Base::EN) && entry & LVT_MASKED == 0 && local_mode(entry) == DeliveryMode::Nmi
+    }
+
     /// Takes a pending NMI.
     pub const fn take_nmi(&mut self) -> bool {
         let nmi = self.nmi;

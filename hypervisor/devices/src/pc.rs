@@ -268,6 +268,10 @@ impl Chipset for Pc {
         vector
     }
 
+    fn nmi_possible(&self) -> bool {
+        self.lapic.has_nmi_line() || self.ioapic.has_nmi_input()
+    }
+
     fn take_nmi(&mut self) -> bool {
         self.lapic.take_nmi()
     }

@@ -9,6 +9,7 @@ use core::alloc::Layout;
 use core::arch::asm;
 use core::ptr::NonNull;
 
+use lamina_arch::regs::VectorRegister;
 use lamina_vmm::cpuid::XCR0_ALLOWED;
 use raw_cpuid::native_cpuid::cpuid_count;
 use spin::Once;
@@ -19,11 +20,22 @@ const MXCSR_OFFSET: usize = 24;
 /// MXCSR after reset.
 const MXCSR_RESET: u32 = 0x1f80;
 
+/// Offset of ST0 to ST7 in the save area, 16 bytes each. Unit: bytes.
+const ST_OFFSET: usize = 32;
+/// Offset of XMM0 to XMM15. Unit: bytes.
+const XMM_OFFSET: usize = 160;
+/// Offset of the bit map of the components that the area holds. Unit: bytes.
+const XSTATE_BV: usize = 512;
+/// Component of the upper halves of YMM0 to YMM15.
+const YMM_HIGH: u32 = 2;
+
 /// The components that are switched, and how large an area they need.
 #[derive(Clone, Copy, Debug)]
 struct Components {
     mask: u64,
     size: usize,
+    /// Offset of the upper halves of the YMM registers, where the processor has them. Unit: bytes.
+    ymm: Option<usize>,
 }
 
 static COMPONENTS: Once<Components> = Once::new();
@@ -43,12 +55,13 @@ pub fn enable() {
     let mask = (u64::from(leaf.edx) << 32 | u64::from(leaf.eax)) & XCR0_ALLOWED;
     set_xcr0(mask);
     let size = cpuid_count(0xd, 0).ebx as usize;
-    COMPONENTS.call_once(|| Components { mask, size });
+    let ymm = (mask & 1 << YMM_HIGH != 0).then(|| cpuid_count(0xd, YMM_HIGH).ebx as usize);
+    COMPONENTS.call_once(|| Components { mask, size, ymm });
 }
 
 /// Everything that is switched; 0 before [`enable`].
 fn components() -> Components {
-    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576 })
+    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576, ymm: None })
 }
 
 /// XSETBV of register 0.
@@ -66,6 +79,18 @@ fn xcr0() -> u64 {
     // SAFETY: CR4.OSXSAVE is set, and reading the register changes nothing.
     unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, nomem)) };
     u64::from(high) << 32 | u64::from(low)
+}
+
+/// What every MMX instruction does to the x87 state in a save area: the top of the stack is register 0, and no register
+/// is empty. The registers are saved in the stack's order, so they are rotated with it.
+fn enter_mmx(area: &mut [u8]) {
+    let top = usize::from(area[3] >> 3 & 7);
+    if let Some(stack) = area.get_mut(ST_OFFSET..ST_OFFSET + 128) {
+        stack.rotate_right(16 * top);
+    }
+    area[3] &= !(7 << 3);
+    area[4] = 0xff;
+    area[XSTATE_BV] |= 1;
 }
 
 /// The extended state of one virtual processor.
@@ -106,6 +131,79 @@ impl ExtendedState {
         self.xcr0 = value;
         if self.loaded {
             set_xcr0(value);
+        }
+    }
+
+    /// The contents of a vector register.
+    pub fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+        let mut value = [0; 32];
+        self.in_area(|area| {
+            if matches!(register, VectorRegister::Mm(_)) {
+                enter_mmx(area);
+            }
+            let mut copy = |to: usize, from: usize, length: usize| {
+                if let (Some(to), Some(from)) = (value.get_mut(to..to + length), area.get(from..from + length)) {
+                    to.copy_from_slice(from);
+                }
+            };
+            match register {
+                VectorRegister::Mm(n) => {
+                    copy(0, ST_OFFSET + 16 * usize::from(n & 7), 8);
+                }
+                VectorRegister::Ymm(n) => {
+                    let n = 16 * usize::from(n & 15);
+                    copy(0, XMM_OFFSET + n, 16);
+                    if let Some(high) = components().ymm {
+                        copy(16, high + n, 16);
+                    }
+                }
+            }
+        });
+        value
+    }
+
+    /// Sets a vector register.
+    pub fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+        self.in_area(|area| {
+            if matches!(register, VectorRegister::Mm(_)) {
+                enter_mmx(area);
+            }
+            let mut put = |to: usize, part: &[u8]| {
+                if let Some(to) = area.get_mut(to..to + part.len()) {
+                    to.copy_from_slice(part);
+                }
+            };
+            match register {
+                VectorRegister::Mm(n) => {
+                    let at = ST_OFFSET + 16 * usize::from(n & 7);
+                    put(at, &value[..8]);
+                    // MMX leaves the sign and exponent all ones.
+                    put(at + 8, &[0xff; 2]);
+                }
+                VectorRegister::Ymm(n) => {
+                    let n = 16 * usize::from(n & 15);
+                    put(XMM_OFFSET + n, &value[..16]);
+                    let mut held = 1 << 1;
+                    if let Some(high) = components().ymm {
+                        put(high + n, &value[16..]);
+                        held |= 1 << YMM_HIGH;
+                    }
+                    area[XSTATE_BV] |= held;
+                }
+            }
+        });
+    }
+
+    /// Lets `change` look at the save area while the state is in it.
+    fn in_area(&mut self, change: impl FnOnce(&mut [u8])) {
+        let was_loaded = self.loaded;
+        if was_loaded {
+            self.save();
+        }
+        // SAFETY: the area was allocated with this size, initialized, and is borrowed for as long as `self` is.
+        change(unsafe { core::slice::from_raw_parts_mut(self.area.as_ptr(), self.layout.size()) });
+        if was_loaded {
+            self.load();
         }
     }
 

@@ -162,6 +162,12 @@ pub trait Chipset: Sized {
     /// Takes a pending NMI, if there is one.
     fn take_nmi(&mut self) -> bool;
 
+    /// Whether a timer that runs, or a device, can raise an NMI: what a processor that halted with interrupts off still
+    /// waits for.
+    fn nmi_possible(&self) -> bool {
+        false
+    }
+
     /// Brings every timer up to `now`, raising what is due.
     fn advance(&mut self, now: Tsc);
 

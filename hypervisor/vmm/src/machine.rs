@@ -297,7 +297,7 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
                 vm.chipset.advance(at);
             }
             vm.nmi_waits |= vm.chipset.take_nmi();
-            if vm.nmi_waits || vm.chipset.interrupt_pending() {
+            if vm.nmi_waits || !vm.awaits_nmi && vm.chipset.interrupt_pending() {
                 self.scheduler.wake(index);
             } else if due {
                 slot.not_before = now + futile;

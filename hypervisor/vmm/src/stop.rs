@@ -66,13 +66,6 @@ pub enum StopReason {
         /// The address.
         gpa: Gpa,
     },
-    /// A hardware task switch, which is not supported.
-    TaskSwitch {
-        /// Selector of the new TSS.
-        selector: u16,
-        /// Where.
-        rip: u64,
-    },
 }
 
 impl StopReason {
@@ -108,9 +101,6 @@ impl fmt::Display for StopReason {
             }
             StopReason::Refused(why) => write!(f, "refused: {why}"),
             StopReason::NestedMisconfiguration { gpa } => write!(f, "nested table misconfigured at {:#x}", gpa.0),
-            StopReason::TaskSwitch { selector, rip } => {
-                write!(f, "hardware task switch to {selector:#x} at rip {rip:#x} is not supported")
-            }
         }
     }
 }

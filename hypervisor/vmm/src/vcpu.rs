@@ -9,7 +9,7 @@ use lamina_arch::addr::Hpa;
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
 use lamina_arch::exit::Exit;
-use lamina_arch::regs::{Gprs, SysReg};
+use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
@@ -61,6 +61,12 @@ pub trait Vcpu {
     /// Writes a segment register.
     fn set_segment(&mut self, name: SegmentName, segment: Segment);
 
+    /// The contents of a vector register. Slow: for what the instruction emulator finishes.
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32];
+
+    /// Sets a vector register. Slow, as [`Vcpu::vector`].
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]);
+
     /// Moves RIP past the instruction that exited and ends the one-instruction shadow.
     ///
     /// # Errors
@@ -70,6 +76,12 @@ pub trait Vcpu {
     /// Moves RIP past an instruction of `length` bytes (decoded by us; 0 where it has set RIP itself) and ends the
     /// one-instruction shadow.
     fn advance_by(&mut self, length: u8);
+
+    /// Ends the one-instruction shadow, where RIP was moved by other means.
+    fn end_shadow(&mut self);
+
+    /// NMIs are blocked until the next IRET, or no longer.
+    fn set_nmi_blocked(&mut self, blocked: bool);
 
     /// What keeps the guest from taking an interrupt.
     fn interruptibility(&mut self) -> Interruptibility;

@@ -70,6 +70,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) interrupt_window: bool,
     /// An NMI waits for NMI blocking to end.
     pub(crate) nmi_waits: bool,
+    /// It halted with interrupts off: only an NMI wakes it.
+    pub(crate) awaits_nmi: bool,
     /// A device wants to transfer from or to memory before the guest runs again.
     pub(crate) dma_waits: bool,
     pub(crate) counters: Counters,
@@ -111,6 +113,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     status: 0,
                     interrupt_window: false,
                     nmi_waits: false,
+                    awaits_nmi: false,
                     dma_waits: false,
                     counters: Counters::default(),
                 };

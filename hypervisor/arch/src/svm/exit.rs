@@ -4,7 +4,7 @@
 use super::features::Features;
 use crate::addr::Gpa;
 use crate::event::{Event, vector};
-use crate::exit::{CrAccess, CrExit, Direction, Exit, IoExit, NestedFault, StringIo, Width};
+use crate::exit::{CrAccess, CrExit, Direction, Exit, IoExit, NestedFault, StringIo, TaskSource, Width};
 use crate::regs::Gpr;
 
 /// Exit codes.
@@ -121,7 +121,7 @@ pub fn decode(c: &Captured) -> Exit {
         code::IO => decode_io(c).map_or(unknown, Exit::Io),
         code::MSR if c.info1 == 0 => Exit::Rdmsr,
         code::MSR if c.info1 == 1 => Exit::Wrmsr,
-        code::TASK_SWITCH => Exit::TaskSwitch { selector: (c.info1 & 0xffff) as u16 },
+        code::TASK_SWITCH => decode_task_switch(c),
         code::SHUTDOWN => Exit::TripleFault,
         code::VMMCALL => Exit::Hypercall,
         code::RSM
@@ -167,6 +167,22 @@ fn decode_cr(c: &Captured, cr: u8, write: bool) -> Option<CrExit> {
         (false, _) => None,
     };
     Some(CrExit { access })
+}
+
+/// "Task Switch Intercept". A gate in the IDT is told by the event whose delivery it cut short.
+const fn decode_task_switch(c: &Captured) -> Exit {
+    const IRET: u64 = 1 << 36;
+    const JMP: u64 = 1 << 38;
+    let source = if c.info2 & IRET != 0 {
+        TaskSource::Iret
+    } else if c.info2 & JMP != 0 {
+        TaskSource::Jmp
+    } else if c.interrupted & super::event::VALID != 0 {
+        TaskSource::Gate
+    } else {
+        TaskSource::Call
+    };
+    Exit::TaskSwitch { selector: (c.info1 & 0xffff) as u16, source }
 }
 
 /// "IOIO Intercept Information".
@@ -240,7 +256,7 @@ mod tests {
             (0x77, Exit::Pause),
             (0x78, Exit::Hlt),
             (0x7c, Exit::Rdmsr),
-            (0x7d, Exit::TaskSwitch { selector: 0 }),
+            (0x7d, Exit::TaskSwitch { selector: 0, source: TaskSource::Call }),
             (0x7f, Exit::TripleFault),
             (0x81, Exit::Hypercall),
             (0x89, Exit::CacheFlush),

@@ -6,7 +6,7 @@ use bitflags::bitflags;
 use super::interruption;
 use crate::addr::{Gla, Gpa};
 use crate::event::{Event, EventKind, vector};
-use crate::exit::{CrAccess, CrExit, Direction, Exit, IoExit, NestedFault, StringIo, Width};
+use crate::exit::{CrAccess, CrExit, Direction, Exit, IoExit, NestedFault, StringIo, TaskSource, Width};
 use crate::regs::Gpr;
 
 /// Basic exit reasons, bits 15:0 of the exit reason.
@@ -140,7 +140,7 @@ pub fn decode(c: &Captured) -> Exit {
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
         reason::NMI_WINDOW => Exit::NmiWindow,
-        reason::TASK_SWITCH => Exit::TaskSwitch { selector: (c.qualification & 0xffff) as u16 },
+        reason::TASK_SWITCH => decode_task_switch(c.qualification),
         reason::CPUID => Exit::Cpuid,
         reason::HLT => Exit::Hlt,
         reason::INVD | reason::WBINVD => Exit::CacheFlush,
@@ -166,6 +166,25 @@ pub fn decode(c: &Captured) -> Exit {
         reason::PREEMPTION_TIMER => Exit::SliceEnd,
         reason::XSETBV => Exit::Xsetbv,
         _ => unknown,
+    }
+}
+
+/// Whether the exit came out of an IRET that had unblocked NMIs before it faulted, so that they are to be blocked again
+/// (SDM vol. 3, "Information for VM Exits Due to Vectored Events": "NMI unblocking due to IRET"). Undefined, so not
+/// looked at, behind an event's delivery and for double faults.
+pub const fn unblocked_nmi(c: &Captured) -> bool {
+    const UNBLOCKED: u64 = 1 << 12;
+    if c.idt_vectoring & interruption::VALID != 0 {
+        return false;
+    }
+    match (c.reason & 0xffff) as u16 {
+        reason::EXCEPTION_OR_NMI => {
+            c.interruption & interruption::VALID != 0
+                && c.interruption & 0xff != vector::DF as u32
+                && c.interruption as u64 & UNBLOCKED != 0
+        }
+        reason::EPT_VIOLATION => c.qualification & UNBLOCKED != 0,
+        _ => false,
     }
 }
 
@@ -199,6 +218,17 @@ fn decode_cr(qualification: u64) -> Option<CrExit> {
         _ => return None,
     };
     Some(CrExit { access: Some(access) })
+}
+
+/// Table "Exit Qualification for Task Switches".
+const fn decode_task_switch(qualification: u64) -> Exit {
+    let source = match qualification >> 30 & 3 {
+        0 => TaskSource::Call,
+        1 => TaskSource::Iret,
+        2 => TaskSource::Jmp,
+        _ => TaskSource::Gate,
+    };
+    Exit::TaskSwitch { selector: (qualification & 0xffff) as u16, source }
 }
 
 /// Table "Exit Qualification for I/O Instructions", and for strings "Format of the VM-Exit Instruction-Information
@@ -306,6 +336,15 @@ mod tests {
     }
 
     #[test]
+    fn a_task_switch_tells_its_source() {
+        use TaskSource::{Call, Gate, Iret, Jmp};
+        for (n, source) in [Call, Iret, Jmp, Gate].into_iter().enumerate() {
+            let exit = of(reason::TASK_SWITCH, (n as u64) << 30 | 0x28);
+            assert_eq!(exit, Exit::TaskSwitch { selector: 0x28, source });
+        }
+    }
+
+    #[test]
     fn external_interrupt_names_its_vector() {
         let c = Captured { reason: 1, interruption: 0x8000_0024, ..Captured::default() };
         assert_eq!(decode(&c), Exit::HostInterrupt { vector: Some(0x24) });
@@ -319,6 +358,21 @@ mod tests {
         assert_eq!(decode(&c), Exit::HostNmi);
         let c = Captured { reason: 0, interruption: 0x8000_0b0e, interruption_error: 7, ..Captured::default() };
         assert_eq!(decode(&c), Exit::Exception(Event::exception(14, Some(7))));
+    }
+
+    #[test]
+    fn an_iret_that_faults_has_unblocked_nmis() {
+        let exit = |reason: u16, qualification, interruption, idt_vectoring| {
+            let reason = u32::from(reason);
+            unblocked_nmi(&Captured { reason, qualification, interruption, idt_vectoring, ..Captured::default() })
+        };
+        assert!(exit(reason::EPT_VIOLATION, 0x1081, 0, 0));
+        assert!(!exit(reason::EPT_VIOLATION, 0x81, 0, 0));
+        assert!(!exit(reason::EPT_VIOLATION, 0x1081, 0, 0x8000_0202));
+        assert!(exit(reason::EXCEPTION_OR_NMI, 0, 0x8000_1b11, 0));
+        assert!(!exit(reason::EXCEPTION_OR_NMI, 0, 0x8000_0b11, 0));
+        assert!(!exit(reason::EXCEPTION_OR_NMI, 0, 0x8000_1b08, 0));
+        assert!(!exit(reason::IO, 0x1000, 0x8000_1b11, 0));
     }
 
     #[test]

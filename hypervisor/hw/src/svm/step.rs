@@ -62,6 +62,13 @@ impl Stepper {
         self.nmi_blocked
     }
 
+    /// NMIs are blocked until the next IRET is done, or no longer.
+    pub fn set_nmi_blocked(&mut self, vmcb: &mut Vmcb, blocked: bool) {
+        self.nmi_blocked = blocked;
+        self.at_iret = false;
+        intercept_iret(vmcb, blocked);
+    }
+
     /// An NMI is injected by the coming entry.
     pub fn nmi_injected(&mut self, vmcb: &mut Vmcb) {
         self.nmi_blocked = true;

@@ -12,7 +12,7 @@ use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::Exit;
 use lamina_arch::hypercall;
 use lamina_arch::msr;
-use lamina_arch::regs::{Gpr, Gprs, SysReg};
+use lamina_arch::regs::{Gpr, Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::svm::exit::{Captured, decode, interrupted_event};
 use lamina_arch::svm::features::Features;
@@ -249,6 +249,14 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+        self.extended.vector(register)
+    }
+
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+        self.extended.set_vector(register, value);
+    }
+
     fn advance(&mut self) -> Result<(), UnknownLength> {
         let next = self.captured.after_instruction().ok_or(UnknownLength)?;
         self.go_to(next);
@@ -258,6 +266,15 @@ impl Vcpu for SvmVcpu {
     fn advance_by(&mut self, length: u8) {
         let rip = self.vmcb.fields().read(vmcb::RIP);
         self.go_to(rip.wrapping_add(u64::from(length)));
+    }
+
+    fn end_shadow(&mut self) {
+        let vmcb = self.vmcb.fields();
+        vmcb.write(vmcb::INTERRUPT_STATE, vmcb.read(vmcb::INTERRUPT_STATE) & !vmcb::INTERRUPT_SHADOW);
+    }
+
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.stepper.set_nmi_blocked(self.vmcb.fields(), blocked);
     }
 
     fn interruptibility(&mut self) -> Interruptibility {

@@ -15,11 +15,11 @@ use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::Exit;
 use lamina_arch::hypercall;
 use lamina_arch::msr;
-use lamina_arch::regs::{Gprs, SysReg};
+use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
-use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event};
+use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
 use lamina_arch::vmx::field;
 use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
@@ -216,6 +216,11 @@ impl Vcpu for VmxVcpu {
             return Err(self.failure(error));
         }
         vmcs.set_launched();
+        if unblocked_nmi(&self.captured) {
+            // The IRET is executed again.
+            let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+            vmcs.write(field::GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
+        }
         Ok(decode(&self.captured))
     }
 
@@ -363,6 +368,14 @@ impl Vcpu for VmxVcpu {
         vmcs.write(rights, segment.rights.0);
     }
 
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+        self.extended.vector(register)
+    }
+
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+        self.extended.set_vector(register, value);
+    }
+
     fn advance(&mut self) -> Result<(), UnknownLength> {
         let length = self.vmcs.current().read(field::EXIT_INSTRUCTION_LENGTH);
         self.step(u64::from(length));
@@ -371,6 +384,19 @@ impl Vcpu for VmxVcpu {
 
     fn advance_by(&mut self, length: u8) {
         self.step(u64::from(length));
+    }
+
+    fn end_shadow(&mut self) {
+        let mut vmcs = self.vmcs.current();
+        let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+        vmcs.write(field::GUEST_INTERRUPTIBILITY, state & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
+    }
+
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        let mut vmcs = self.vmcs.current();
+        let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+        let state = if blocked { state | BLOCKING_BY_NMI } else { state & !BLOCKING_BY_NMI };
+        vmcs.write(field::GUEST_INTERRUPTIBILITY, state);
     }
 
     fn interruptibility(&mut self) -> Interruptibility {

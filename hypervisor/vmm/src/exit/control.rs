@@ -117,6 +117,28 @@ fn write_cr4<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64)
     Ok(())
 }
 
+/// CR3 becomes `value`, with what MOV to CR3 does beside, in legacy modes.
+///
+/// # Errors
+/// #GP(0) for page-directory pointers with reserved bits.
+pub fn write_cr3<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64) -> Result<(), GuestFault> {
+    let cr0 = Cr0::from_bits_retain(vm.vcpu.read(SysReg::Cr0));
+    let cr4 = Cr4::from_bits_retain(vm.vcpu.read(SysReg::Cr4));
+    let long = vm.vcpu.read(SysReg::Efer) & Efer::LMA.bits() != 0;
+    let old = vm.vcpu.read(SysReg::Cr3);
+    vm.vcpu.write(SysReg::Cr3, value);
+    if !long
+        && cr0.contains(Cr0::PG)
+        && cr4.contains(Cr4::PAE)
+        && let Err(fault) = load_pdptes(vm, host)
+    {
+        vm.vcpu.write(SysReg::Cr3, old);
+        return Err(fault);
+    }
+    vm.vcpu.invalidate_linear();
+    Ok(())
+}
+
 /// Reads the four PDPTEs of PAE paging, as MOV to CR0 and CR4 do (SDM vol. 3, "PDPTE Registers").
 fn load_pdptes<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H) -> Result<(), GuestFault> {
     // Bits 2:1 and 8:5 are reserved, and so is everything above the guest's physical-address width.

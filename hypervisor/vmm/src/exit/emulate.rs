@@ -10,7 +10,7 @@ use alloc::string::String;
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
-use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
@@ -87,6 +87,16 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
     Resume::Stop(not_emulated(&fetched, format!("{name} on a device is not emulated")))
 }
 
+/// The VM as the emulator's processor.
+pub fn processor<'a, H: Host, C: Chipset>(
+    vm: &'a mut Vm<H::Vcpu, C>,
+    host: &'a mut H,
+    cause: Cause<'a>,
+) -> impl Processor + use<'a, H, C> {
+    let now = chipset_now(vm, host);
+    Emulated::new(vm, host, cause, now)
+}
+
 /// Moves RIP past the instruction that exited; decodes it where the processor does not tell its length.
 ///
 /// # Errors
@@ -127,7 +137,8 @@ pub fn control_access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H
     })
 }
 
-fn not_emulated(fetched: &insn::Fetched, why: String) -> StopReason {
+/// The VM's end for what was fetched and is not emulated.
+pub fn not_emulated(fetched: &insn::Fetched, why: String) -> StopReason {
     StopReason::NotEmulated { bytes: fetched.bytes().to_vec(), why, rip: fetched.rip }
 }
 
@@ -206,8 +217,26 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
         self.vm.vcpu.segment(name)
     }
 
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+        self.vm.vcpu.vector(register)
+    }
+
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+        self.vm.vcpu.set_vector(register, value);
+    }
+
+    fn switch_tables(&mut self, cr3: u64) -> Result<(), GuestFault> {
+        super::control::write_cr3(self.vm, self.host, cr3)?;
+        (self.paging, self.read, self.written) = (None, None, None);
+        Ok(())
+    }
+
     fn set_segment(&mut self, name: SegmentName, segment: Segment) {
         self.vm.vcpu.set_segment(name, segment);
+        if name == SegmentName::Ss {
+            // The privilege level is its.
+            (self.paging, self.read, self.written) = (None, None, None);
+        }
     }
 
     fn translate(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault> {

@@ -11,6 +11,7 @@ mod linear;
 mod mmio;
 mod msr;
 mod nested;
+mod task;
 
 use lamina_arch::event::{Event, GuestFault, vector};
 use lamina_arch::exit::Exit;
@@ -39,6 +40,10 @@ pub enum Resume {
     Again,
     /// The guest's fault: it gets an exception.
     Inject(GuestFault),
+    /// The event whose delivery the exit interrupted has been delivered in software, if there was one.
+    Delivered,
+    /// As [`Resume::Delivered`]; behind it comes an exception.
+    InjectAfter(GuestFault),
     /// The exception that the exit was for goes on its way.
     Deliver(Event),
     /// HLT: go past it and wait for an interrupt.
@@ -109,9 +114,7 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
         Exit::Debug { dr6 } => debug(vm, dr6),
         Exit::TripleFault => Resume::Stop(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) }),
         Exit::NestedMisconfiguration { gpa } => Resume::Stop(StopReason::NestedMisconfiguration { gpa }),
-        Exit::TaskSwitch { selector } => {
-            Resume::Stop(StopReason::TaskSwitch { selector, rip: vm.vcpu.read(SysReg::Rip) })
-        }
+        Exit::TaskSwitch { selector, source } => task::switch(vm, around.host, selector, source),
         Exit::Unknown { reason, qualification } => {
             Resume::Stop(StopReason::UnknownExit { reason, qualification, rip: vm.vcpu.read(SysReg::Rip) })
         }

@@ -12,7 +12,7 @@ use lamina_arch::segment::SegmentName;
 
 use super::{Context, Processor, Purpose};
 
-/// Where up to 16 bytes of linear addresses are, with the rights checked: in one page, or in two.
+/// Where up to 32 bytes of linear addresses are, with the rights checked: in one page, or in two.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     first: Gpa,

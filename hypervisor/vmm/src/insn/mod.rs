@@ -7,7 +7,7 @@
 //! device has noticed it. Of a repeated string instruction this holds for each iteration, as on a processor.
 //!
 //! What is not here is refused by name, never guessed: everything privileged, far transfers of control, loads of SS,
-//! x87 and vector instructions. Owns no state, never moves RIP past an instruction, never injects.
+//! x87 and vector instructions but the moves of the latter. Owns no state, never moves RIP past an instruction, never injects.
 
 mod address;
 mod alu;
@@ -23,14 +23,16 @@ mod segment;
 mod shift;
 mod stack;
 mod string;
+pub mod task;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use iced_x86::{Instruction, Mnemonic};
 use lamina_arch::addr::{Gla, Gpa};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{Direction, Width};
-use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 
 pub use control::control_access;
@@ -65,8 +67,20 @@ pub trait Processor {
     /// Reads a register.
     fn read(&mut self, register: SysReg) -> u64;
 
-    /// Writes RIP or RFLAGS.
+    /// Writes RIP or RFLAGS; in a task switch CR0 and DR7 too.
     fn write(&mut self, register: SysReg, value: u64);
+
+    /// CR3 becomes `cr3`, outside of long mode, as a task switch does it.
+    ///
+    /// # Errors
+    /// The fault that the guest gets where PAE's page-directory pointers have reserved bits set.
+    fn switch_tables(&mut self, cr3: u64) -> Result<(), GuestFault>;
+
+    /// The contents of a vector register.
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32];
+
+    /// Sets a vector register.
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]);
 
     /// Reads a segment register with its hidden part.
     fn segment(&mut self, name: SegmentName) -> Segment;
@@ -80,10 +94,10 @@ pub trait Processor {
     /// The page fault that the guest gets.
     fn translate(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault>;
 
-    /// Reads up to 16 bytes within a page: memory, a device, or open bus.
+    /// Reads up to 32 bytes within a page: memory, a device, or open bus.
     fn load(&mut self, from: Gpa, data: &mut [u8]);
 
-    /// Writes up to 16 bytes within a page: memory, a device, or open bus.
+    /// Writes up to 32 bytes within a page: memory, a device, or open bus.
     fn store(&mut self, to: Gpa, data: &[u8]);
 
     /// Whether the processor has checked that the guest may make this access to a port: whether this is what exited.
@@ -183,6 +197,7 @@ impl<P: Processor> Context<'_, P> {
             M::Clflush | M::Clflushopt | M::Clwb => self.cache_line(),
             M::Nop => Ok(self.advance()),
             _ if self.is_string() => self.string(),
+            _ if self.is_vector_move() => self.vector_move(),
             _ => self.conditional(),
         }
     }

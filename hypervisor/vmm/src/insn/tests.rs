@@ -9,4 +9,6 @@ mod model;
 mod segments;
 mod stacks;
 mod strings;
+mod tasks;
 mod totality;
+mod vectors;

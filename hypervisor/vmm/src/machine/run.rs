@@ -106,7 +106,15 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         let resume = dispatch(vm, around, exit);
         // An event whose delivery was cut short is delivered again, unless a fault takes its place.
         if let Some(event) = interrupted
-            && !matches!(resume, Resume::Inject(_) | Resume::Deliver(_) | Resume::Stop(_) | Resume::Reset)
+            && !matches!(
+                resume,
+                Resume::Inject(_)
+                    | Resume::InjectAfter(_)
+                    | Resume::Deliver(_)
+                    | Resume::Delivered
+                    | Resume::Stop(_)
+                    | Resume::Reset
+            )
         {
             vm.vcpu.inject(event);
         }
@@ -117,8 +125,12 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
                 }
             }
             Resume::AdvanceBy(length) => vm.vcpu.advance_by(length),
-            Resume::Again => {}
+            Resume::Again | Resume::Delivered => {}
             Resume::Inject(fault) => match inject(vm, interrupted, fault) {
+                Ok(()) => {}
+                Err(reason) => return Left::Stopped(reason),
+            },
+            Resume::InjectAfter(fault) => match inject(vm, None, fault) {
                 Ok(()) => {}
                 Err(reason) => return Left::Stopped(reason),
             },
@@ -164,7 +176,14 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
     vm.nmi_waits |= vm.chipset.take_nmi();
     if vm.nmi_waits {
         let state = vm.vcpu.interruptibility();
-        if state.nmi_blocked || state.shadow || state.event_pending {
+        if state.shadow && !state.nmi_blocked && state.interrupts_enabled {
+            // Where STI's shadow does not keep an NMI window closed, that would open at once, again and again. The
+            // shadow's end is where interrupts can be taken.
+            if !vm.interrupt_window {
+                vm.interrupt_window = true;
+                vm.vcpu.request_interrupt_window(true);
+            }
+        } else if state.nmi_blocked || state.shadow || state.event_pending {
             vm.vcpu.request_nmi_window(true);
         } else {
             vm.nmi_waits = false;
@@ -172,7 +191,7 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
         }
     }
     if !vm.chipset.interrupt_pending() {
-        if vm.interrupt_window {
+        if vm.interrupt_window && !vm.nmi_waits {
             vm.interrupt_window = false;
             vm.vcpu.request_interrupt_window(false);
         }
@@ -196,9 +215,13 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
 /// HLT, with RIP past it: `None` where an interrupt waits already.
 fn halt<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) -> Option<Left> {
     let enabled = vm.vcpu.read(SysReg::Rflags) & Rflags::IF.bits() != 0;
+    vm.awaits_nmi = false;
     if vm.nmi_waits || enabled && vm.chipset.interrupt_pending() {
         None
     } else if enabled {
+        Some(Left::Waits)
+    } else if vm.chipset.nmi_possible() {
+        vm.awaits_nmi = true;
         Some(Left::Waits)
     } else {
         Some(Left::Stopped(StopReason::Halted))

@@ -306,8 +306,8 @@ fn cache_lines_are_no_business_of_devices() {
 fn what_is_not_emulated_is_named() {
     let cases: [(&[u8], Mnemonic); 9] = [
         (&[0x0f, 0xae, 0x06], Mnemonic::Fxsave),
-        (&[0x0f, 0x10, 0x06], Mnemonic::Movups),
-        (&[0xc5, 0xfc, 0x10, 0x06], Mnemonic::Vmovups),
+        (&[0x0f, 0x58, 0x06], Mnemonic::Addps),
+        (&[0x62, 0xf1, 0x7c, 0x48, 0x10, 0x06], Mnemonic::Vmovups),
         (&[0xd9, 0x06], Mnemonic::Fld),
         (&[0x0f, 0x01, 0x16], Mnemonic::Lgdt),
         (&[0x0f, 0x01, 0x3e], Mnemonic::Invlpg),

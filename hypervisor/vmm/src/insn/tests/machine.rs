@@ -9,7 +9,7 @@ use lamina_arch::addr::{Gla, Gpa};
 use lamina_arch::cr::{Cr0, Efer, Rflags};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{Direction, Width};
-use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 
 use crate::insn::{Done, Processor, Purpose, Refused, execute, fetch};
@@ -53,7 +53,11 @@ pub struct Machine {
     pub rip: u64,
     pub flags: Rflags,
     pub cr0: Cr0,
+    pub ymm: [[u8; 32]; 16],
+    pub mm: [[u8; 32]; 8],
+    pub cr3: u64,
     pub cr4: u64,
+    pub dr7: u64,
     pub efer: Efer,
     pub gdt: (u64, u64),
     pub segments: [Segment; 8],
@@ -85,7 +89,11 @@ impl Machine {
             rip: CODE,
             flags: Rflags::FIXED,
             cr0: Cr0::PE | Cr0::PG | Cr0::ET,
+            ymm: core::array::from_fn(|i| [u8::try_from(0x10 + i).unwrap_or(0); 32]),
+            mm: core::array::from_fn(|i| [u8::try_from(0x80 + i).unwrap_or(0); 32]),
+            cr3: 0,
             cr4: 0,
+            dr7: 0x400,
             efer: long,
             gdt: (0x1000, 0xfff),
             segments,
@@ -224,6 +232,7 @@ impl Processor for Machine {
             SysReg::GsBase => self.segments[SegmentName::Gs as usize].base,
             SysReg::GdtBase => self.gdt.0,
             SysReg::GdtLimit => self.gdt.1,
+            SysReg::Dr7 => self.dr7,
             other => panic!("{other:?} is read"),
         }
     }
@@ -232,12 +241,33 @@ impl Processor for Machine {
         match register {
             SysReg::Rip => self.rip = value,
             SysReg::Rflags => self.flags = Rflags::from_bits_retain(value),
+            SysReg::Cr0 => self.cr0 = Cr0::from_bits_retain(value),
+            SysReg::Dr7 => self.dr7 = value,
             other => panic!("{other:?} is written"),
         }
     }
 
     fn segment(&mut self, name: SegmentName) -> Segment {
         self.segments[name as usize]
+    }
+
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+        match register {
+            VectorRegister::Ymm(n) => self.ymm[usize::from(n)],
+            VectorRegister::Mm(n) => self.mm[usize::from(n)],
+        }
+    }
+
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+        match register {
+            VectorRegister::Ymm(n) => self.ymm[usize::from(n)] = value,
+            VectorRegister::Mm(n) => self.mm[usize::from(n)] = value,
+        }
+    }
+
+    fn switch_tables(&mut self, cr3: u64) -> Result<(), GuestFault> {
+        self.cr3 = cr3;
+        Ok(())
     }
 
     fn set_segment(&mut self, name: SegmentName, segment: Segment) {

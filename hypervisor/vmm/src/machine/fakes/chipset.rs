@@ -200,6 +200,10 @@ impl Chipset for FakeChipset {
         if self.masked { None } else { self.interrupts.pop_last() }
     }
 
+    fn nmi_possible(&self) -> bool {
+        self.nmi_at.is_some()
+    }
+
     fn take_nmi(&mut self) -> bool {
         core::mem::take(&mut self.nmi)
     }

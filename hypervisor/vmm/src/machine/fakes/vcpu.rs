@@ -8,7 +8,7 @@ use lamina_arch::cr::{Cr4, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::Exit;
 use lamina_arch::hypercall;
-use lamina_arch::regs::{Gprs, SysReg};
+use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
@@ -164,6 +164,8 @@ pub struct FakeVcpu {
     pub shadow: bool,
     /// An NMI is being handled.
     pub nmi_blocked: bool,
+    /// The vector registers.
+    pub vectors: [[u8; 32]; 16],
     /// Events delivered since the script last emptied this.
     pub delivered: Vec<Event>,
     event: Option<Event>,
@@ -190,6 +192,7 @@ impl FakeVcpu {
             segments: [Segment::default(); 8],
             shadow: false,
             nmi_blocked: false,
+            vectors: [[0; 32]; 16],
             delivered: Vec::new(),
             event: None,
             interrupted: None,
@@ -390,6 +393,16 @@ impl Vcpu for FakeVcpu {
         self.segments[name as usize] = segment;
     }
 
+    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+        let (VectorRegister::Mm(n) | VectorRegister::Ymm(n)) = register;
+        self.vectors[usize::from(n)]
+    }
+
+    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+        let (VectorRegister::Mm(n) | VectorRegister::Ymm(n)) = register;
+        self.vectors[usize::from(n)] = value;
+    }
+
     fn advance(&mut self) -> Result<(), UnknownLength> {
         let length = self.length.expect("only an instruction that exited can be finished, and once");
         self.skip(length.ok_or(UnknownLength)?);
@@ -401,6 +414,14 @@ impl Vcpu for FakeVcpu {
         assert!(length <= 15, "no instruction has {length} bytes");
         self.length = None;
         self.skip(length);
+    }
+
+    fn end_shadow(&mut self) {
+        self.shadow = false;
+    }
+
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.nmi_blocked = blocked;
     }
 
     fn interruptibility(&mut self) -> Interruptibility {

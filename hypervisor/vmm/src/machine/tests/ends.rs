@@ -80,10 +80,6 @@ fn reasons_name_what_happened_and_where() {
         "nested table misconfigured at 0x1234 (status 0)"
     );
     assert_eq!(
-        reason_of(Step::exit(Exit::TaskSwitch { selector: 0x28 })),
-        format!("hardware task switch to 0x28 at rip {at} is not supported (status 0)")
-    );
-    assert_eq!(
         reason_of(Step::refused(EntryFailure {
             error: "VM-instruction error 7".into(),
             broken_rules: vec!["CR0.PG without CR0.PE".into(), "RFLAGS bit 1 is 0".into()],

@@ -231,3 +231,11 @@ fn interrupts_and_refused_msrs_are_counted() {
     let vm = alive(&machine, 0).unwrap();
     assert_eq!((vm.counters.interrupts, vm.counters.msr_faults), (1, 1));
 }
+
+#[test]
+fn with_interrupts_off_an_nmi_alone_wakes() {
+    // An interrupt comes first, and does not wake it.
+    let world =
+        run_one([wrmsr_with(IA32_TSC_DEADLINE, |cpu| cpu.tsc() + 500), outb(NMI_PORT, 7), hlt(), Step::compute(1)]);
+    assert_eq!(vectors(&world), [2]);
+}

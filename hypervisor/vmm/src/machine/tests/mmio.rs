@@ -231,7 +231,7 @@ fn where_no_device_is_reads_give_ones_and_writes_go_nowhere() {
 #[test]
 fn what_is_not_emulated_ends_the_vm() {
     let cases: [&[u8]; 6] = [
-        &[0x0f, 0x28, 0x03], // movaps xmm0, [rbx]
+        &[0x0f, 0x58, 0x03], // addps xmm0, [rbx]
         &[0x8e, 0x13],       // mov ss, [rbx]
         &[0xff, 0x2b],       // jmp far [rbx]
         &[0xd9, 0x03],       // fld dword [rbx]

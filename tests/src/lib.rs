@@ -11,6 +11,7 @@ mod command;
 mod running;
 mod stage;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -20,6 +21,8 @@ use xtask::backend::{self, Host, Name};
 pub use command::Outcome;
 pub use running::Running;
 pub use stage::Stage;
+/// What a machine is booted on.
+pub use xtask::backend::Name as Backend;
 
 /// Where `cargo xtask test` says which backends to run on: names, separated by commas.
 pub const BACKENDS: &str = "LAMINA_ON";
@@ -63,14 +66,23 @@ pub fn main(scenarios: &[Scenario]) -> ! {
         eprintln!("scenarios: {error:#}");
         std::process::exit(2);
     });
+    let skipped = Skipped::default();
     let trials = scenarios.iter().flat_map(|scenario| match scenario.needs {
-        Needs::Host => vec![trial(*scenario, None)],
-        Needs::Machine => backends.iter().map(|backend| trial(*scenario, *backend)).collect(),
+        Needs::Host => vec![trial(*scenario, None, &skipped)],
+        Needs::Machine => backends.iter().map(|backend| trial(*scenario, *backend, &skipped)).collect(),
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit()
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    for line in skipped.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("{line}");
+    }
+    conclusion.exit()
 }
 
-fn trial(scenario: Scenario, backend: Option<Name>) -> Trial {
+/// A line for each part of a scenario that was left out, shown behind all results.
+type Skipped = Arc<Mutex<Vec<String>>>;
+
+fn trial(scenario: Scenario, backend: Option<Name>, skipped: &Skipped) -> Trial {
+    let skipped = Arc::clone(skipped);
     let kind = match (scenario.needs, backend) {
         (Needs::Host, _) => HOST.to_owned(),
         (Needs::Machine, Some(backend)) => backend.to_string(),
@@ -78,7 +90,12 @@ fn trial(scenario: Scenario, backend: Option<Name>) -> Trial {
     };
     let run = move || {
         let stage = Stage::new(backend, Duration::from_secs(scenario.limit));
-        (scenario.run)(&stage).map_err(|error| Failed::from(format!("{error:#}")))
+        let result = (scenario.run)(&stage).map_err(|error| Failed::from(format!("{error:#}")));
+        let on = backend.map_or(HOST.to_owned(), |backend| backend.to_string());
+        let left_out = stage.take_skipped().into_iter();
+        let lines = left_out.map(|(part, reason)| format!("skipped: [{on}] {}/{part}: {reason}", scenario.name));
+        skipped.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+        result
     };
     Trial::test(scenario.name, run).with_kind(kind).with_ignored_flag(scenario.long)
 }

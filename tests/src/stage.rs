@@ -1,5 +1,6 @@
 //! Where a scenario boots its machines.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,11 +23,21 @@ const MEMORY: u64 = 512 << 20;
 pub struct Stage {
     backend: Option<Name>,
     limit: Duration,
+    skipped: RefCell<Vec<(String, String)>>,
 }
 
 impl Stage {
     pub(crate) fn new(backend: Option<Name>, limit: Duration) -> Self {
-        Self { backend, limit }
+        Self { backend, limit, skipped: RefCell::default() }
+    }
+
+    /// A part of the scenario was left out on this backend: the summary says so, with the reason.
+    pub fn skipped(&self, part: &str, reason: &str) {
+        self.skipped.borrow_mut().push((part.to_owned(), reason.to_owned()));
+    }
+
+    pub(crate) fn take_skipped(&self) -> Vec<(String, String)> {
+        self.skipped.take()
     }
 
     /// Boots the machines of a configuration, a text in TOML. Relative paths in it start at the workspace's root.

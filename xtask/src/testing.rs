@@ -13,7 +13,7 @@ use clap::Args;
 use crate::backend::{self, Host, Name, Probe, tcg};
 use crate::paths;
 use crate::setup::rust;
-use counts::Counts;
+use counts::{Counts, Skipped};
 
 /// Names the backends to the scenarios, separated by commas.
 const BACKENDS: &str = "LAMINA_ON";
@@ -64,7 +64,10 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         options.extend(arguments.all.then_some("--include-ignored"));
         pass_on(&mut command, filter, &options);
         command.env(BACKENDS, names).env(PROGRAM, std::env::current_exe().context("where is this program?")?);
-        scenarios = run(command, "scenarios", &|line| !line.trim().is_empty())?;
+        scenarios = run(command, "scenarios", &|line| {
+            // The summary has them all.
+            !line.trim().is_empty() && !line.starts_with("skipped: ")
+        })?;
     }
     Ok(conclude(&host, &scenarios, &unused, filter))
 }
@@ -72,11 +75,11 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
 /// Prints the summary; the last line is the one that counts.
 fn conclude(host: &Counts, scenarios: &Counts, unused: &[String], filter: Option<&str>) -> ExitCode {
     let mut lines = Vec::new();
-    for name in &host.skipped {
-        lines.push(format!("skipped: {name}: marked as ignored"));
-    }
-    for name in &scenarios.skipped {
-        lines.push(format!("skipped: {name}: takes long; `cargo xtask test --all` runs it"));
+    let unsaid = [(host, "marked as ignored"), (scenarios, "takes long; `cargo xtask test --all` runs it")];
+    for (counts, otherwise) in unsaid {
+        for Skipped { name, reason } in &counts.skipped {
+            lines.push(format!("skipped: {name}: {}", reason.as_deref().unwrap_or(otherwise)));
+        }
     }
     lines.push(format!("host tests: {}", host.line()));
     for (kind, counts) in scenarios.by_kind() {

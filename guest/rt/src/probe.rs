@@ -211,8 +211,8 @@ instruction! {
     vmcall: ["vmcall"] { inout("rax") 0u64 => _, }
     /// VMMCALL of the call that does nothing.
     vmmcall: ["vmmcall"] { inout("rax") 0u64 => _, }
-    /// VMRUN with an address that holds nothing.
-    vmrun: ["mov rax, rdi", "vmrun rax"] { out("rax") _, }
+    /// VMRUN with an address that is aligned and holds nothing.
+    vmrun: ["xor eax, eax", "vmrun rax"] { out("rax") _, }
     /// STGI.
     stgi: ["stgi"] {}
     /// GETSEC of the leaf for capabilities.

@@ -7,10 +7,19 @@ pub struct Counts {
     pub passed: u64,
     /// Tests that failed, and programs that ended without a word.
     pub failed: u64,
-    /// The names of those that did not run.
-    pub skipped: Vec<String>,
+    /// Those that did not run.
+    pub skipped: Vec<Skipped>,
     /// The kinds that were seen, in order, each with what it counts; tests without a kind are not here.
     kinds: Vec<(String, Counts)>,
+}
+
+/// A test that did not run, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its name, with its kind where it has one.
+    pub name: String,
+    /// Why, where that is said.
+    pub reason: Option<String>,
 }
 
 /// How one test ended.
@@ -22,25 +31,31 @@ enum End {
 }
 
 impl Counts {
-    /// Takes in one line of a test program's output: `test NAME ... ok`, with `[KIND]` before the name where it has one.
+    /// Takes in one line of a test program's output: `test NAME ... ok`, or `skipped: NAME: REASON`, with `[KIND]` before
+    /// the name where it has one.
     pub fn line_of_output(&mut self, line: &str) {
-        let Some((name, end)) = result(line) else { return };
+        let left_out = line.strip_prefix("skipped: ").and_then(|rest| rest.split_once(": "));
+        let (name, end, reason) = match (left_out, result(line)) {
+            (Some((name, reason)), _) => (name, End::Skipped, Some(reason)),
+            (None, Some((name, end))) => (name, end, None),
+            (None, None) => return,
+        };
         let kind = name.strip_prefix('[').and_then(|name| name.split_once("] "));
         match kind {
             Some((kind, plain)) => {
                 let plain = plain.trim();
-                self.count(&format!("{plain} ({})", kind.trim()), end);
-                self.kind(kind.trim()).count(plain, end);
+                self.count(format!("{plain} ({})", kind.trim()), end, reason);
+                self.kind(kind.trim()).count(plain.to_owned(), end, reason);
             }
-            None => self.count(name, end),
+            None => self.count(name.to_owned(), end, reason),
         }
     }
 
-    fn count(&mut self, name: &str, end: End) {
+    fn count(&mut self, name: String, end: End, reason: Option<&str>) {
         match end {
             End::Passed => self.passed += 1,
             End::Failed => self.failed += 1,
-            End::Skipped => self.skipped.push(name.to_owned()),
+            End::Skipped => self.skipped.push(Skipped { name, reason: reason.map(str::to_owned) }),
         }
     }
 
@@ -101,6 +116,19 @@ mod tests {
         counts
     }
 
+    fn names(counts: &Counts) -> Vec<&str> {
+        counts.skipped.iter().map(|skipped| skipped.name.as_str()).collect()
+    }
+
+    #[test]
+    fn parts_that_are_left_out_count_with_their_reason() {
+        let counts = counts(&["test [tcg] checker ... ok", "skipped: [tcg] checker/a: it cannot: not here"]);
+        let reason = Some("it cannot: not here".to_owned());
+        assert_eq!(counts.skipped, [Skipped { name: "checker/a (tcg)".to_owned(), reason }]);
+        assert_eq!(counts.line(), "1 passed, 0 failed, 1 skipped");
+        assert_eq!(counts.by_kind()[0].1.line(), "1 passed, 0 failed, 1 skipped");
+    }
+
     #[test]
     fn libtests_lines_are_counted() {
         let counts = counts(&[
@@ -114,7 +142,7 @@ mod tests {
             "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out",
         ]);
         assert_eq!((counts.passed, counts.failed), (3, 1));
-        assert_eq!(counts.skipped, ["c", "d"]);
+        assert_eq!(names(&counts), ["c", "d"]);
         assert_eq!(counts.line(), "3 passed, 1 failed, 2 skipped");
         assert!(counts.by_kind().is_empty());
     }
@@ -128,7 +156,7 @@ mod tests {
             "test [bochs] slow            ... ignored",
         ]);
         assert_eq!(counts.line(), "2 passed, 1 failed, 1 skipped");
-        assert_eq!(counts.skipped, ["slow (bochs)"]);
+        assert_eq!(names(&counts), ["slow (bochs)"]);
         let kinds: Vec<_> =
             counts.by_kind().iter().map(|(kind, counts)| format!("{kind}: {}", counts.line())).collect();
         assert_eq!(kinds, ["host: 1 passed, 0 failed, 0 skipped", "bochs: 1 passed, 1 failed, 1 skipped"]);

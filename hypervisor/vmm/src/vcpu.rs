@@ -36,6 +36,10 @@ pub trait Vcpu {
     /// What the hypercall leaf names: `INSTRUCTION_VMCALL` or `INSTRUCTION_VMMCALL` of `arch::hypercall`.
     const HYPERCALL_INSTRUCTION: u32;
 
+    /// PAE paging goes by four PDPTE registers, which MOV to CR0 and CR4 check and load; else by the entries in memory,
+    /// which nobody checks until they are used (APM vol. 2, "Nested Paging": "Legacy PAE Mode").
+    const PDPTE_REGISTERS: bool;
+
     /// The nested-table format with the page sizes that this processor has.
     fn nested_format(&self) -> Self::Nested;
 

@@ -156,6 +156,7 @@ impl Vcpu for SvmVcpu {
     type Nested = Npt;
 
     const HYPERCALL_INSTRUCTION: u32 = hypercall::INSTRUCTION_VMMCALL;
+    const PDPTE_REGISTERS: bool = false;
 
     fn nested_format(&self) -> Npt {
         Npt { largest: self.shared.largest_page }

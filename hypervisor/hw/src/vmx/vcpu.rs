@@ -177,6 +177,7 @@ impl Vcpu for VmxVcpu {
     type Nested = Ept;
 
     const HYPERCALL_INSTRUCTION: u32 = hypercall::INSTRUCTION_VMCALL;
+    const PDPTE_REGISTERS: bool = true;
 
     fn nested_format(&self) -> Ept {
         let capabilities = self.shared.capabilities.ept_vpid();

@@ -139,8 +139,12 @@ pub fn write_cr3<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64) -> R
     Ok(())
 }
 
-/// Reads the four PDPTEs of PAE paging, as MOV to CR0 and CR4 do (SDM vol. 3, "PDPTE Registers").
+/// Reads the four PDPTEs of PAE paging, as MOV to CR0 and CR4 do (SDM vol. 3, "PDPTE Registers"), where the processor has
+/// registers for them.
 fn load_pdptes<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H) -> Result<(), GuestFault> {
+    if !H::Vcpu::PDPTE_REGISTERS {
+        return Ok(());
+    }
     // Bits 2:1 and 8:5 are reserved, and so is everything above the guest's physical-address width.
     let reserved = 0x1e6 | u64::MAX << vm.cpuid.physical_bits().clamp(32, 52);
     let base = vm.vcpu.read(SysReg::Cr3) & 0xffff_ffe0;

@@ -315,6 +315,7 @@ impl Vcpu for FakeVcpu {
     type Nested = Ept;
 
     const HYPERCALL_INSTRUCTION: u32 = hypercall::INSTRUCTION_VMCALL;
+    const PDPTE_REGISTERS: bool = true;
 
     fn nested_format(&self) -> Ept {
         Ept { execute_only: false, largest: FrameSize::Size2M }

@@ -104,7 +104,7 @@ fn trial(scenario: Scenario, backend: Option<Name>, skipped: &Skipped) -> Trial 
 fn backends() -> anyhow::Result<Vec<Option<Name>>> {
     let named = std::env::var(BACKENDS).unwrap_or_default();
     if named.is_empty() {
-        return Ok(vec![Some(backend::choose(None, &Host)?.backend.name())]);
+        return Ok(vec![Some(backend::choose(None, &Host::USUAL)?.backend.name())]);
     }
     let parse = |name: &str| Name::from_str(name, false).map_err(|error| anyhow::anyhow!("{BACKENDS}: {error}"));
     named.split(',').map(|name| parse(name).map(Some)).collect()

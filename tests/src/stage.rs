@@ -74,7 +74,7 @@ impl Stage {
     /// # Errors
     /// Something cannot be built or started.
     pub fn boot_bundle(&self, bundle: &[u8]) -> Result<Running> {
-        let choice = backend::choose(Some(self.backend()?), &Host)?;
+        let choice = backend::choose(Some(self.backend()?), &Host::USUAL)?;
         let kernel = artifacts::hypervisor()?;
         let directory = tempfile::Builder::new().prefix("lamina-").tempdir().context("no temporary directory")?;
         let (ramdisk, disk) = (directory.path().join("bundle"), directory.path().join("disk"));
@@ -82,11 +82,9 @@ impl Stage {
         image::build(&kernel, &ramdisk, Firmware::Bios, &disk)?;
         let machine = backend::Machine {
             image: disk,
-            cpus: 1,
             memory: MEMORY,
-            serial: 0,
-            interactive: false,
             directory: directory.path().to_owned(),
+            ..backend::Machine::default()
         };
         let machine = Machine::start(&choice.backend, machine, directory, Some(self.limit), None)?;
         Ok(Running::new(machine))

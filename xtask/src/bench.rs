@@ -50,15 +50,12 @@ pub enum Benchmark {
 /// # Errors
 /// Something could not be measured.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
-    if matches!(arguments.on, Name::Tcg | Name::BochsSvm) {
-        return Err(Refusal::NotYet(arguments.on).into());
-    }
     if arguments.on != Name::Bochs {
         let reason = "figures of benchmarks are instructions, which only Bochs counts".to_owned();
         return Err(Refusal::Unusable { name: arguments.on, reason }.into());
     }
     rust::ensure_workspace()?;
-    let choice = backend::choose(Some(arguments.on), &backend::Host)?;
+    let choice = backend::choose(Some(arguments.on), &backend::Host::USUAL)?;
     say(format_args!("measuring on {}", choice.backend));
     let mut table = Table::new(choice.backend.name());
     let wanted = |benchmark| arguments.name.is_none_or(|name| name == benchmark);

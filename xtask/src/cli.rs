@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::backend::Refusal;
 use crate::config::ConfigError;
 use crate::report::say;
-use crate::{bench, check, image, run, testing};
+use crate::{bench, check, doctor, image, run, testing};
 
 /// Usage or configuration is wrong.
 const USAGE: u8 = 2;
@@ -33,6 +32,8 @@ struct Cli {
 enum Command {
     /// Boot a configuration and talk to Lamina's console
     Run(run::Arguments),
+    /// Say what this host offers to boot on, and what would be faster
+    Doctor,
     /// Make disk images for a real machine (BIOS and UEFI)
     Image(image::Arguments),
     /// Run the host tests, then the boot scenarios
@@ -47,6 +48,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::command(&arguments),
+        Command::Doctor => doctor::command(),
         Command::Image(arguments) => image::command(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => testing::command(&arguments),
         Command::Check(arguments) => check::command(&arguments),
@@ -61,8 +63,7 @@ pub fn main() -> ExitCode {
 /// The exit status for an error.
 fn status(error: &anyhow::Error) -> ExitCode {
     let configuration = error.downcast_ref::<ConfigError>().is_some();
-    let not_yet = matches!(error.downcast_ref::<Refusal>(), Some(Refusal::NotYet(_)));
-    if configuration || not_yet { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+    if configuration { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]
@@ -70,7 +71,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::backend::Name;
+    use crate::backend::{Name, Refusal};
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -81,7 +82,8 @@ mod tests {
     fn what_is_refused_is_a_usage_error() {
         let missing = ConfigError::Missing { file: "f".into(), key: "k".into(), reason: "r".into() };
         assert_eq!(status(&missing.into()), ExitCode::from(2));
-        assert_eq!(status(&Refusal::NotYet(Name::Tcg).into()), ExitCode::from(2));
+        let reason = "why not".to_owned();
+        assert_eq!(status(&Refusal::Unusable { name: Name::Tcg, reason }.into()), ExitCode::FAILURE);
         assert_eq!(status(&anyhow::anyhow!("other")), ExitCode::FAILURE);
     }
 

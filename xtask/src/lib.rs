@@ -15,6 +15,7 @@ pub mod bundle;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod image;
 pub mod initramfs;
 pub mod machine;

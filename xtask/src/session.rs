@@ -119,7 +119,7 @@ impl Request {
         // What can be refused is refused before anything slow is done.
         check_memory(&config, self.memory.unwrap_or(u64::MAX), "the machine's, given by --memory")?;
         check_memory(&config, available_memory().unwrap_or(u64::MAX), "what this host has available")?;
-        let choice = backend::choose(self.on, &backend::Host)?;
+        let choice = backend::choose(self.on, &backend::Host::USUAL)?;
         let images = images(&config)?;
         let kernel = artifacts::hypervisor()?;
         let bundle = bundle::pack(&config, &images, self.interactive)?;
@@ -136,9 +136,9 @@ impl Request {
             image,
             cpus: self.cpus,
             memory,
-            serial: 0,
             interactive: self.interactive,
             directory: directory.path().to_owned(),
+            ..backend::Machine::default()
         };
         Ok(Prepared { choice, machine, directory, timeout: self.timeout, sink: None })
     }

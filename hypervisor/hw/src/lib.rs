@@ -17,6 +17,10 @@
 
 extern crate alloc;
 
+/// What is said where there is no virtualization at all.
+pub const NEITHER: &str =
+    "this processor has neither VT-x (CPUID 1:ECX.VMX is 0) nor AMD-V (CPUID 0x80000001:ECX.SVM is 0)";
+
 pub mod apic;
 pub mod control;
 pub mod exit;

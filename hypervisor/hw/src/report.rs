@@ -71,6 +71,12 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     finish();
 }
 
+/// Ends the machine with a status that was decided before any console: the last line says it.
+pub fn end(status: u32) -> ! {
+    say(format_args!("exit {status}"));
+    end_machine(status);
+}
+
 /// Ends the machine with an explanation: it cannot run the hypervisor, which is nobody's bug.
 pub fn refuse(reason: fmt::Arguments<'_>) -> ! {
     begin();

@@ -49,9 +49,7 @@ fn start(boot: &'static mut BootInfo) -> ! {
         Ok(vmx) => run::run(Platform::new(memory, vmx), bundle, image),
         Err(vmx::Unsupported::NoVmx) => match Svm::enable() {
             Ok(svm) => run::run(Platform::new(memory, svm), bundle, image),
-            Err(svm::Unsupported::NoSvm) => refuse(format_args!(
-                "this processor has neither VT-x (CPUID 1:ECX.VMX is 0) nor AMD-V (CPUID 0x80000001:ECX.SVM is 0)"
-            )),
+            Err(svm::Unsupported::NoSvm) => refuse(format_args!("{}", lamina_hw::NEITHER)),
             Err(unsupported) => refuse(format_args!("{unsupported}")),
         },
         Err(unsupported) => refuse(format_args!("{unsupported}")),

@@ -1,4 +1,4 @@
-//! Bochs: a whole PC in software, VMX included.
+//! Bochs: a whole PC in software, VMX or SVM included.
 //!
 //! Owns Bochs' configuration file. Two kinds of Bochs are known: the one that [`setup::bochs`] builds, and the one that
 //! Debian packages.
@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::facts::Extension;
 use super::{Machine, log};
 use crate::paths::find_program;
 use crate::report;
@@ -17,8 +18,10 @@ use crate::setup::{self, apt, bochs::Firmware};
 
 /// Names the Bochs to use: `built`, `packaged` or a path.
 const VARIABLE: &str = "LAMINA_BOCHS";
-/// The processor model: of those with VMX the only one that gets a stock Linux up in every version.
-const CPU_MODEL: &str = "corei7_skylake_x";
+/// The processor model with VMX: of those the only one that gets a stock Linux up in every version.
+const VMX_MODEL: &str = "corei7_skylake_x";
+/// The processor model with SVM.
+const SVM_MODEL: &str = "ryzen";
 /// Instructions per second of the machine's own time, where that has nothing to do with the time on the wall; its TSC
 /// runs at this rate.
 const IPS: u32 = 100_000_000;
@@ -27,6 +30,8 @@ const IPS: u32 = 100_000_000;
 const IPS_INTERACTIVE: u32 = 200_000_000;
 /// The packages of the packaged one.
 const PACKAGES: [&str; 4] = ["bochs", "bochsbios", "vgabios", "bochs-sdl"];
+/// The packaged program.
+const PACKAGED: &str = "/usr/bin/bochs";
 /// Bochs keeps at most this much of a machine's memory in its own; more goes to a file. Unit: MiB.
 const HOST_MEMORY_MAX: u64 = 2048;
 
@@ -39,6 +44,8 @@ pub struct Bochs {
     pub debugger: bool,
     /// The PC's firmware.
     pub firmware: Firmware,
+    /// What its processor shall have.
+    pub extension: Extension,
 }
 
 /// Finds the Bochs to use: as `LAMINA_BOCHS` says, else the built one, which is built if need be, else the packaged.
@@ -63,15 +70,34 @@ pub fn find() -> Result<Bochs> {
     }
 }
 
-fn packaged() -> Result<Bochs> {
-    let installed = Path::new("/usr/share/bochs/BIOS-bochs-latest").is_file()
+/// Finds a Bochs that is there already.
+///
+/// # Errors
+/// There is none.
+pub fn find_installed() -> Result<Bochs> {
+    match std::env::var(VARIABLE).as_deref() {
+        Ok("packaged") if is_packaged() => packaged(),
+        Ok("packaged") => bail!("Bochs is not installed (Debian's packages {})", PACKAGES.join(" ")),
+        Err(_) | Ok("" | "built") => match setup::bochs::built()? {
+            Some(program) => bochs(program),
+            None => bail!("Bochs is not built yet; the first run on it does that"),
+        },
+        Ok(_) => find(),
+    }
+}
+
+fn is_packaged() -> bool {
+    Path::new("/usr/share/bochs/BIOS-bochs-latest").is_file()
         && Path::new("/usr/share/vgabios/vgabios.bin").is_file()
-        && sdl_plugin().is_some();
-    let program = Path::new("/usr/bin/bochs");
-    if !installed || !program.is_file() {
+        && Path::new(PACKAGED).is_file()
+        && sdl_plugin().is_some()
+}
+
+fn packaged() -> Result<Bochs> {
+    if !is_packaged() {
         apt::install(&PACKAGES, "the machine to boot on is emulated by Bochs")?;
     }
-    bochs(program.to_owned())
+    bochs(PACKAGED.into())
 }
 
 /// The packaged one loads its display from here.
@@ -90,15 +116,19 @@ fn bochs(program: PathBuf) -> Result<Bochs> {
     if !help.contains("Bochs") {
         bail!("{} is no Bochs", program.display());
     }
-    Ok(Bochs { debugger: help.contains("-rc filename"), firmware: setup::bochs::firmware()?, program })
+    let debugger = help.contains("-rc filename");
+    Ok(Bochs { debugger, firmware: setup::bochs::firmware()?, extension: Extension::Vmx, program })
 }
 
 impl Bochs {
     /// The command that runs a machine.
     ///
     /// # Errors
-    /// Bochs' configuration cannot be written.
+    /// Bochs' configuration cannot be written; the machine has what only QEMU offers.
     pub fn command(&self, machine: &Machine) -> Result<Command> {
+        ensure!(machine.uefi.is_none(), "Bochs starts with a PC's BIOS, not with UEFI");
+        ensure!(machine.processor_options.is_none(), "Bochs' processor models have no options");
+        ensure!(machine.monitor.is_none(), "Bochs has no monitor");
         let configuration = machine.directory.join("bochsrc");
         fs::write(&configuration, self.configuration(machine)?)?;
         let mut command = match find_program("setpriv") {
@@ -141,7 +171,11 @@ impl Bochs {
         }
         text = text.replace("log=", "log: ");
         writeln!(text, "display_library: {display}")?;
-        writeln!(text, "cpu: model={CPU_MODEL}, count={cpus}, ips={ips}, reset_on_triple_fault=0")?;
+        let model = match self.extension {
+            Extension::Vmx => VMX_MODEL,
+            Extension::Svm => SVM_MODEL,
+        };
+        writeln!(text, "cpu: model={model}, count={cpus}, ips={ips}, reset_on_triple_fault=0")?;
         writeln!(text, "memory: guest={megabytes}, host={}", megabytes.min(HOST_MEMORY_MAX))?;
         writeln!(text, "clock: sync={clock}, time0=utc")?;
         writeln!(
@@ -173,23 +207,23 @@ pub(super) mod tests {
     use super::*;
 
     /// A Bochs that is not there.
-    pub fn any() -> Bochs {
+    pub fn any(extension: Extension) -> Bochs {
         let firmware = Firmware { bios: "/bios".into(), vga: "/vga".into() };
-        Bochs { program: "/bochs".into(), debugger: false, firmware }
+        Bochs { program: "/bochs".into(), debugger: false, firmware, extension }
     }
 
     fn machine(directory: &Path) -> Machine {
         let image = directory.join("image");
         fs::write(&image, vec![0; 3 * 16 * 63 * 512]).unwrap();
         let directory = directory.to_owned();
-        Machine { image, cpus: 2, memory: 3 << 30, serial: 1234, interactive: false, directory }
+        Machine { image, cpus: 2, memory: 3 << 30, serial: 1234, directory, ..Machine::default() }
     }
 
     #[test]
     fn the_configuration_says_what_was_asked_for() {
         let directory = tempfile::tempdir().unwrap();
         let mut machine = machine(directory.path());
-        let text = any().configuration(&machine).unwrap();
+        let text = any(Extension::Vmx).configuration(&machine).unwrap();
         for line in [
             "romimage: file=\"/bios\"",
             "vgaromimage: file=\"/vga\"",
@@ -203,8 +237,12 @@ pub(super) mod tests {
         }
         assert!(text.contains("cylinders=3, heads=16, spt=63"));
         assert!(text.contains(&format!("log: \"{}/emulator.log\"", directory.path().display())), "{text}");
+        let text = any(Extension::Svm).configuration(&machine).unwrap();
+        assert!(text.contains("cpu: model=ryzen,"), "{text}");
+        machine.uefi = Some("/ovmf".into());
+        assert!(any(Extension::Vmx).command(&machine).unwrap_err().to_string().contains("UEFI"));
         machine.interactive = true;
-        let text = any().configuration(&machine).unwrap();
+        let text = any(Extension::Vmx).configuration(&machine).unwrap();
         assert!(text.contains("clock: sync=slowdown") && text.contains("ips=200000000"), "{text}");
     }
 

@@ -1,10 +1,11 @@
-//! What Lamina is booted on, and how it is chosen.
+//! What Lamina can be booted on, and how that is chosen.
 //!
-//! Owns the choice; each backend owns the command line of its emulator.
+//! Owns the order of choice and each backend's command line. Never builds or runs anything but trials.
 
 pub mod bochs;
-pub mod kvm;
-pub mod tcg;
+pub mod facts;
+pub mod qemu;
+mod trial;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,17 +14,27 @@ use anyhow::Result;
 use clap::ValueEnum;
 use thiserror::Error;
 
-/// The names that `--on` takes.
+use crate::paths::find_program;
+use crate::setup::apt;
+use facts::{Extension, Facts, Reason};
+use qemu::{Accelerator, Qemu};
+
+/// A kind of machine to boot on, as `--on` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Name {
-    /// QEMU with KVM: the processor's own VMX, nested
+    /// QEMU with nested KVM: the processor's own VMX or SVM
     Kvm,
     /// Bochs: VMX in software
     Bochs,
     /// QEMU's own emulation: SVM in software
     Tcg,
-    /// Bochs: SVM in software (not there yet)
+    /// Bochs with one of AMD's processors: SVM in software, with what QEMU's lacks
     BochsSvm,
+}
+
+impl Name {
+    /// The order in which they are tried where none is named: what is fast first.
+    pub const TRIED: [Name; 3] = [Name::Kvm, Name::Bochs, Name::Tcg];
 }
 
 impl std::fmt::Display for Name {
@@ -37,12 +48,9 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// A backend that cannot be had, and why.
+/// Why a backend that was asked for is not taken.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
-    /// The hypervisor cannot run there yet: a usage error.
-    #[error("--on {0}: not there yet")]
-    NotYet(Name),
     /// This host does not offer it.
     #[error("--on {name}: {reason}")]
     Unusable {
@@ -53,15 +61,13 @@ pub enum Refusal {
     },
 }
 
-/// A backend that works on this host.
+/// A backend that works here.
 #[derive(Clone, Debug)]
 pub enum Backend {
-    /// QEMU with KVM.
-    Kvm(kvm::Kvm),
+    /// QEMU.
+    Qemu(Qemu),
     /// Bochs.
     Bochs(bochs::Bochs),
-    /// QEMU without KVM.
-    Tcg(tcg::Tcg),
 }
 
 /// The machine to boot.
@@ -69,185 +75,307 @@ pub enum Backend {
 pub struct Machine {
     /// The disk image.
     pub image: PathBuf,
-    /// Processors of the machine.
+    /// Number of processors.
     pub cpus: u32,
-    /// Memory of the machine. Unit: bytes; a multiple of 1 MiB.
+    /// Unit: bytes, in whole MiB.
     pub memory: u64,
-    /// Where xtask waits for the machine's serial port to connect: a port of the loopback address.
+    /// The TCP port on this host to which the emulator connects the machine's first serial port.
     pub serial: u16,
-    /// A person is at the console: time should pass as on the wall.
+    /// A person sits at the console: the machine's time follows the time on the wall.
     pub interactive: bool,
-    /// A directory for this run alone.
+    /// Where the emulator may keep files of this run.
     pub directory: PathBuf,
+    /// The image of UEFI's firmware to start with; `None` for a PC's BIOS. QEMU alone has it.
+    pub uefi: Option<PathBuf>,
+    /// What follows the processor's model in QEMU's option, with a comma in front, to take features away.
+    pub processor_options: Option<String>,
+    /// Where QEMU's monitor listens, if anywhere: a socket's path.
+    pub monitor: Option<PathBuf>,
+}
+
+impl Default for Machine {
+    /// One processor, and nothing else of what must be said.
+    fn default() -> Machine {
+        Machine {
+            image: PathBuf::new(),
+            cpus: 1,
+            memory: 0,
+            serial: 0,
+            interactive: false,
+            directory: PathBuf::new(),
+            uefi: None,
+            processor_options: None,
+            monitor: None,
+        }
+    }
 }
 
 impl Backend {
-    /// The name that `--on` takes for it.
+    /// What it is.
     pub fn name(&self) -> Name {
         match self {
-            Backend::Kvm(_) => Name::Kvm,
-            Backend::Bochs(_) => Name::Bochs,
-            Backend::Tcg(_) => Name::Tcg,
+            Backend::Qemu(qemu) => match qemu.accelerator {
+                Accelerator::Kvm => Name::Kvm,
+                Accelerator::Tcg => Name::Tcg,
+            },
+            Backend::Bochs(bochs) => match bochs.extension {
+                Extension::Vmx => Name::Bochs,
+                Extension::Svm => Name::BochsSvm,
+            },
         }
     }
 
-    /// The command that runs a machine; it writes what its emulator has to say to [`log`].
+    /// The emulator's program.
+    pub fn program(&self) -> &Path {
+        match self {
+            Backend::Qemu(qemu) => &qemu.program,
+            Backend::Bochs(bochs) => &bochs.program,
+        }
+    }
+
+    /// The command that runs a machine.
     ///
     /// # Errors
-    /// A file that the emulator needs cannot be written.
+    /// A file of the emulator's cannot be written, or it cannot run such a machine.
     pub fn command(&self, machine: &Machine) -> Result<Command> {
         match self {
-            Backend::Kvm(kvm) => Ok(kvm.command(machine)),
+            Backend::Qemu(qemu) => Ok(qemu.command(machine)),
             Backend::Bochs(bochs) => bochs.command(machine),
-            Backend::Tcg(tcg) => Ok(tcg.command(machine)),
         }
     }
 }
 
 impl std::fmt::Display for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Backend::Kvm(kvm) => write!(f, "kvm, {}", kvm.program.display()),
-            Backend::Bochs(bochs) => write!(f, "bochs, {}", bochs.program.display()),
-            Backend::Tcg(tcg) => write!(f, "tcg, {}", tcg.program.display()),
-        }
+        write!(f, "{}, {}", self.name(), self.program().display())
     }
 }
 
-/// Where an emulator writes what it has to say, in the directory of its run.
+/// The file in a run's directory that takes the emulator's log.
 pub fn log(directory: &Path) -> PathBuf {
     directory.join("emulator.log")
 }
 
-/// Finds out what this host offers; in tests, says so.
+/// A backend that was found to work, and what the machine there has.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The backend.
+    pub backend: Backend,
+    /// The extension that a trial found.
+    pub extension: Extension,
+}
+
+/// How this host's backends are found: replaced in tests by what other hosts would say.
 pub trait Probe {
-    /// KVM, or why it cannot be used.
+    /// Finds out whether `name` works here.
     ///
     /// # Errors
-    /// Why not.
-    fn kvm(&self) -> Result<Backend, String>;
-
-    /// Bochs; what is missing of it is installed or built.
-    ///
-    /// # Errors
-    /// That fails.
-    fn bochs(&self) -> Result<Backend>;
-
-    /// QEMU's emulation; it is installed if it is missing.
-    ///
-    /// # Errors
-    /// That fails.
-    fn tcg(&self) -> Result<Backend>;
+    /// Why it does not.
+    fn find(&self, name: Name) -> Result<Found, Reason>;
 }
 
 /// A backend and the reason to take it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Choice {
     /// What to boot on.
     pub backend: Backend,
-    /// Why, to be said in one line.
+    /// Part of a sentence.
     pub why: String,
 }
 
-/// Chooses: what the user asked for, else the first of KVM and Bochs that works.
+/// The backend that was asked for, or else the first of [`Name::TRIED`] that works.
 ///
 /// # Errors
-/// What was asked for is refused, or nothing works.
+/// The one asked for does not work ([`Refusal`]), or none does.
 pub fn choose(on: Option<Name>, probe: &impl Probe) -> Result<Choice> {
-    let asked = |backend| Choice { backend, why: "asked for by --on".to_owned() };
-    match on {
-        Some(name @ Name::BochsSvm) => Err(Refusal::NotYet(name).into()),
-        Some(Name::Tcg) => probe.tcg().map(asked),
-        Some(name @ Name::Kvm) => probe.kvm().map(asked).map_err(|reason| Refusal::Unusable { name, reason }.into()),
-        Some(Name::Bochs) => probe.bochs().map(asked),
-        None => match probe.kvm() {
-            Ok(backend) => Ok(Choice { backend, why: "nested virtualization works on this host".to_owned() }),
-            Err(reason) => Ok(Choice { backend: probe.bochs()?, why: format!("no kvm: {reason}") }),
-        },
+    let Some(name) = on else { return first(probe) };
+    match probe.find(name) {
+        Ok(Found { backend, extension }) => Ok(Choice { backend, why: format!("{extension}; asked for by --on") }),
+        Err(reason) => Err(Refusal::Unusable { name, reason: reason.to_string() }.into()),
     }
 }
 
-/// The host that this program runs on.
+fn first(probe: &impl Probe) -> Result<Choice> {
+    let mut against = Vec::new();
+    for name in Name::TRIED {
+        match probe.find(name) {
+            Ok(Found { backend, extension }) => {
+                let why = std::iter::once(extension.to_string()).chain(against).collect::<Vec<_>>().join("; ");
+                return Ok(Choice { backend, why });
+            }
+            Err(reason) => against.push(format!("no {name}: {reason}")),
+        }
+    }
+    anyhow::bail!("nothing here can run Lamina; {}", against.join("; "))
+}
+
+/// This host.
 #[derive(Clone, Copy, Debug)]
-pub struct Host;
+pub struct Host {
+    /// Install or build an emulator that is missing.
+    pub install: bool,
+    /// Try again what is remembered.
+    pub fresh: bool,
+}
+
+impl Host {
+    /// As every command but `doctor` wants it.
+    pub const USUAL: Host = Host { install: true, fresh: false };
+
+    fn qemu(self, accelerator: Accelerator) -> Result<Backend, Reason> {
+        let find = || find_program(qemu::PROGRAM);
+        let program = match find() {
+            Some(program) => program,
+            None if !self.install => {
+                let words = format!("QEMU is not installed (Debian's package {})", qemu::PACKAGE);
+                return Err(Reason::Absent(words));
+            }
+            None => {
+                let why = match accelerator {
+                    Accelerator::Kvm => "this host may have nested virtualization",
+                    Accelerator::Tcg => "the machine to boot on is emulated by QEMU",
+                };
+                let absent = |words: String| Reason::Absent(format!("QEMU is not installed: {words}"));
+                apt::install(&[qemu::PACKAGE], why).map_err(|error| absent(format!("{error:#}")))?;
+                find().ok_or_else(|| absent(format!("no {}", qemu::PROGRAM)))?
+            }
+        };
+        Ok(Backend::Qemu(Qemu { program, accelerator }))
+    }
+
+    fn bochs(self, extension: Extension) -> Result<Backend, Reason> {
+        let found = if self.install { bochs::find() } else { bochs::find_installed() };
+        match found {
+            Ok(bochs) => Ok(Backend::Bochs(bochs::Bochs { extension, ..bochs })),
+            Err(error) => Err(Reason::Absent(format!("{error:#}"))),
+        }
+    }
+}
 
 impl Probe for Host {
-    fn kvm(&self) -> Result<Backend, String> {
-        kvm::probe().map(Backend::Kvm)
-    }
-
-    fn bochs(&self) -> Result<Backend> {
-        bochs::find().map(Backend::Bochs)
-    }
-
-    fn tcg(&self) -> Result<Backend> {
-        tcg::find().map(Backend::Tcg)
+    fn find(&self, name: Name) -> Result<Found, Reason> {
+        let facts = Facts::of_this_host();
+        // An emulation depends on nothing of the host's but its own program.
+        let (backend, identity) = match name {
+            Name::Kvm => {
+                facts::judge(&facts)?;
+                (self.qemu(Accelerator::Kvm)?, facts.identity)
+            }
+            Name::Tcg => (self.qemu(Accelerator::Tcg)?, String::new()),
+            Name::Bochs => (self.bochs(Extension::Vmx)?, String::new()),
+            Name::BochsSvm => (self.bochs(Extension::Svm)?, String::new()),
+        };
+        match trial::outcome(&backend, &identity, self.fresh) {
+            Ok(extension) => Ok(Found { backend, extension }),
+            Err(words) => Err(Reason::Trial(words)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
-    struct Fake {
-        kvm: Result<(), &'static str>,
+    /// A host as recorded: what it says of itself, how a trial on KVM ended, and which emulators are there.
+    struct Recorded {
+        facts: Facts,
+        trial: Result<Extension, &'static str>,
+        qemu: bool,
         bochs: bool,
-        asked_for_bochs: Cell<bool>,
     }
 
-    fn host(kvm: Result<(), &'static str>, bochs: bool) -> Fake {
-        Fake { kvm, bochs, asked_for_bochs: Cell::new(false) }
-    }
-
-    impl Probe for Fake {
-        fn kvm(&self) -> Result<Backend, String> {
-            let program = PathBuf::from("qemu");
-            self.kvm.map(|()| Backend::Kvm(kvm::Kvm { program })).map_err(str::to_owned)
+    impl Probe for Recorded {
+        fn find(&self, name: Name) -> Result<Found, Reason> {
+            let absent = |there: bool, what: &str| {
+                if there { Ok(()) } else { Err(Reason::Absent(format!("{what} is not installed"))) }
+            };
+            let qemu = |accelerator| Backend::Qemu(Qemu { program: "qemu".into(), accelerator });
+            match name {
+                Name::Kvm => {
+                    facts::judge(&self.facts)?;
+                    absent(self.qemu, "QEMU")?;
+                    let extension = self.trial.map_err(|words| Reason::Trial(words.to_owned()))?;
+                    Ok(Found { backend: qemu(Accelerator::Kvm), extension })
+                }
+                Name::Tcg => {
+                    absent(self.qemu, "QEMU")?;
+                    Ok(Found { backend: qemu(Accelerator::Tcg), extension: Extension::Svm })
+                }
+                Name::Bochs | Name::BochsSvm => {
+                    absent(self.bochs, "Bochs")?;
+                    let extension = if name == Name::Bochs { Extension::Vmx } else { Extension::Svm };
+                    Ok(Found { backend: Backend::Bochs(bochs::tests::any(extension)), extension })
+                }
+            }
         }
+    }
 
-        fn bochs(&self) -> Result<Backend> {
-            self.asked_for_bochs.set(true);
-            anyhow::ensure!(self.bochs, "no bochs either");
-            Ok(Backend::Bochs(bochs::tests::any()))
+    fn nested(extension: Extension) -> Facts {
+        let nested = Some("Y\n".to_owned());
+        Facts { extension: Some(extension), nested, device: facts::Device::Opens, ..Facts::default() }
+    }
+
+    fn intel() -> Recorded {
+        Recorded { facts: nested(Extension::Vmx), trial: Ok(Extension::Vmx), qemu: true, bochs: true }
+    }
+
+    fn chosen(host: &Recorded) -> (Name, String) {
+        let choice = choose(None, host).unwrap();
+        (choice.backend.name(), choice.why)
+    }
+
+    #[test]
+    fn nested_kvm_of_either_vendor_comes_first() {
+        assert_eq!(chosen(&intel()), (Name::Kvm, "VMX".to_owned()));
+        let amd = Recorded { facts: nested(Extension::Svm), trial: Ok(Extension::Svm), ..intel() };
+        assert_eq!(chosen(&amd), (Name::Kvm, "SVM".to_owned()));
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_kvm_the_next_takes_over_with_its_line() {
+        let off = Facts { nested: Some("N".into()), ..nested(Extension::Vmx) };
+        let denied = Facts { device: facts::Device::Denied, ..nested(Extension::Svm) };
+        // It opens, and there is no hardware behind it.
+        let hollow = Facts { device: facts::Device::Opens, ..Facts::default() };
+        for (host, words) in [
+            (Recorded { facts: off, ..intel() }, "no kvm: nested virtualization is switched off"),
+            (Recorded { facts: denied, ..intel() }, "no kvm: this user may not open /dev/kvm"),
+            (Recorded { facts: hollow, ..intel() }, "no kvm: this processor offers neither"),
+            (Recorded { facts: Facts::default(), ..intel() }, "no kvm: this processor offers neither"),
+            (Recorded { trial: Err("failed to set MSR 0x10a"), ..intel() }, "no kvm: failed to set MSR 0x10a"),
+            (Recorded { qemu: false, ..intel() }, "no kvm: QEMU is not installed"),
+        ] {
+            let (name, why) = chosen(&host);
+            assert_eq!(name, Name::Bochs, "{why}");
+            assert!(why.starts_with("VMX; ") && why.contains(words), "{why}");
         }
+    }
 
-        fn tcg(&self) -> Result<Backend> {
-            Ok(Backend::Tcg(tcg::Tcg { program: PathBuf::from("qemu") }))
+    #[test]
+    fn without_bochs_it_is_qemus_emulation_and_without_both_an_error_with_every_reason() {
+        let host = Recorded { facts: Facts::default(), bochs: false, ..intel() };
+        let (name, why) = chosen(&host);
+        assert_eq!(name, Name::Tcg);
+        assert!(why.starts_with("SVM; no kvm: ") && why.ends_with("no bochs: Bochs is not installed"), "{why}");
+        let error = choose(None, &Recorded { qemu: false, ..host }).unwrap_err().to_string();
+        for part in ["no kvm: ", "no bochs: ", "no tcg: QEMU is not installed"] {
+            assert!(error.contains(part), "{error}");
         }
     }
 
     #[test]
-    fn kvm_comes_first_and_then_nothing_is_set_up_for_bochs() {
-        let host = host(Ok(()), true);
-        let choice = choose(None, &host).unwrap();
-        assert_eq!(choice.backend.name(), Name::Kvm);
-        assert!(!host.asked_for_bochs.get());
-    }
-
-    #[test]
-    fn without_kvm_it_is_bochs_and_the_reason_is_told() {
-        let choice = choose(None, &host(Err("no /dev/kvm"), true)).unwrap();
-        assert_eq!(choice.backend.name(), Name::Bochs);
-        assert_eq!(choice.why, "no kvm: no /dev/kvm");
-        assert!(choose(None, &host(Err("no /dev/kvm"), false)).unwrap_err().to_string().contains("no bochs either"));
-    }
-
-    #[test]
-    fn what_is_asked_for_is_not_replaced() {
-        assert_eq!(choose(Some(Name::Bochs), &host(Ok(()), true)).unwrap().backend.name(), Name::Bochs);
-        let error = choose(Some(Name::Kvm), &host(Err("no /dev/kvm"), true)).unwrap_err();
-        assert_eq!(error.to_string(), "--on kvm: no /dev/kvm");
-    }
-
-    #[test]
-    fn svm_in_software_is_qemus_and_only_when_asked_for() {
-        let name = Name::BochsSvm;
-        let error = choose(Some(name), &host(Ok(()), true)).unwrap_err();
-        assert_eq!(error.downcast_ref(), Some(&Refusal::NotYet(name)));
-        assert_eq!(error.to_string(), "--on bochs-svm: not there yet");
-        let choice = choose(Some(Name::Tcg), &host(Ok(()), true)).unwrap();
-        assert_eq!(choice.backend.name(), Name::Tcg);
+    fn what_is_asked_for_is_taken_or_refused() {
+        for name in [Name::Kvm, Name::Bochs, Name::Tcg, Name::BochsSvm] {
+            let choice = choose(Some(name), &intel()).unwrap();
+            assert_eq!(choice.backend.name(), name);
+            assert!(choice.why.ends_with("asked for by --on"));
+        }
+        let host = Recorded { facts: Facts::default(), qemu: false, bochs: false, ..intel() };
+        for (name, words) in [(Name::Kvm, "neither VMX nor SVM"), (Name::Tcg, "QEMU"), (Name::BochsSvm, "Bochs")] {
+            let error = choose(Some(name), &host).unwrap_err();
+            let refusal: &Refusal = error.downcast_ref().unwrap();
+            assert!(refusal.to_string().starts_with(&format!("--on {name}: ")), "{refusal}");
+            assert!(refusal.to_string().contains(words), "{refusal}");
+        }
     }
 }

@@ -26,11 +26,9 @@ pub fn start(
     image::build(&loader, &ramdisk, Firmware::Bios, &disk)?;
     let machine = backend::Machine {
         image: disk,
-        cpus: 1,
         memory: memory << 20,
-        serial: 0,
-        interactive: false,
         directory: directory.path().to_owned(),
+        ..backend::Machine::default()
     };
     Machine::start(backend, machine, directory, Some(limit), None)
 }

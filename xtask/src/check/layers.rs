@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hypervisor/devices", &["hypervisor/arch", "hypervisor/vmm"]),
     ("hypervisor/hw", &["hypervisor/arch", "hypervisor/vmm"]),
     ("hypervisor/kernel", &["hypervisor/arch", "hypervisor/vmm", "hypervisor/devices", "hypervisor/hw"]),
+    ("hypervisor/probe", &["hypervisor/arch", "hypervisor/hw"]),
     ("guest/rt", &["hypervisor/arch"]),
     ("guest/*", &["guest/rt", "hypervisor/arch"]),
     ("guest/bench/*", &["guest/rt", "hypervisor/arch"]),
@@ -37,7 +38,8 @@ pub struct Package {
 impl Package {
     /// Whether it is a program for the bare machine, or a part of one that the host cannot test.
     pub fn is_bare(&self) -> bool {
-        self.directory.starts_with("guest/") || matches!(&*self.directory, "hypervisor/hw" | "hypervisor/kernel")
+        self.directory.starts_with("guest/")
+            || matches!(&*self.directory, "hypervisor/hw" | "hypervisor/kernel" | "hypervisor/probe")
     }
 }
 

@@ -37,7 +37,7 @@ fn lock(cache: &Path, what: &str) -> Result<File> {
 }
 
 /// A short name for a text that must not change unnoticed (FNV-1a, 64 bits): inputs of what is cached.
-fn fingerprint(parts: &[&[u8]]) -> String {
+pub fn fingerprint(parts: &[&[u8]]) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for part in parts {
         // The length goes in first, so that moving a byte from one part to the next changes the result.

@@ -1,0 +1,263 @@
+//! What the host says of its virtualization, and what follows for KVM. Whether that is true, only a [trial] shows.
+//!
+//! Owns the reasons against a backend and what the user can do about each.
+//!
+//! [trial]: super::trial
+
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// The processor's virtualization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// Intel's VT-x.
+    Vmx,
+    /// AMD's AMD-V.
+    Svm,
+}
+
+impl Extension {
+    /// The name as the probe says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Extension::Vmx => "VMX",
+            Extension::Svm => "SVM",
+        }
+    }
+
+    /// The module of Linux' KVM for it.
+    pub const fn module(self) -> &'static str {
+        match self {
+            Extension::Vmx => "kvm_intel",
+            Extension::Svm => "kvm_amd",
+        }
+    }
+}
+
+impl fmt::Display for Extension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What opening `/dev/kvm` gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// It opens, which proves nothing.
+    Opens,
+    /// There is none.
+    #[default]
+    Missing,
+    /// This user may not.
+    Denied,
+    /// Something else, in the system's words.
+    Fails(String),
+}
+
+/// What the host says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The extension that `/proc/cpuinfo` shows.
+    pub extension: Option<Extension>,
+    /// The host is a virtual machine itself.
+    pub inside: bool,
+    /// The parameter `nested` of KVM's module for the extension; `None` where it cannot be seen.
+    pub nested: Option<String>,
+    /// `/dev/kvm`.
+    pub device: Device,
+    /// What of the host a remembered trial depends on, in any form: its kernel, its modules, its processor.
+    pub identity: String,
+}
+
+/// Why a backend cannot be used. Its display is part of one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The processor shows neither VMX nor SVM.
+    NoExtension {
+        /// To a host that is a virtual machine itself.
+        inside: bool,
+    },
+    /// KVM's module is not there.
+    NoModule(Extension),
+    /// KVM's module does not let guests have it.
+    NestingOff(Extension),
+    /// There is no `/dev/kvm`, though its module is there.
+    NoDevice,
+    /// This user may not open `/dev/kvm`.
+    Denied,
+    /// `/dev/kvm` does not open, in the system's words.
+    DeviceFails(String),
+    /// The emulator is not there, and why it was not installed.
+    Absent(String),
+    /// A trial failed: what was said.
+    Trial(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NoExtension { inside: false } => write!(f, "this processor offers neither VMX nor SVM"),
+            Reason::NoExtension { inside: true } => {
+                write!(f, "this host is a virtual machine to which neither VMX nor SVM is passed on")
+            }
+            Reason::NoModule(extension) => write!(f, "the module {} is not loaded", extension.module()),
+            Reason::NestingOff(extension) => {
+                write!(f, "nested virtualization is switched off (parameter `nested` of {})", extension.module())
+            }
+            Reason::NoDevice => write!(f, "there is no /dev/kvm"),
+            Reason::Denied => write!(f, "this user may not open /dev/kvm"),
+            Reason::DeviceFails(words) => write!(f, "/dev/kvm does not open: {words}"),
+            Reason::Absent(words) | Reason::Trial(words) => f.write_str(words),
+        }
+    }
+}
+
+impl Reason {
+    /// What the user can do about it; `None` where nothing is known.
+    pub fn advice(&self) -> Option<String> {
+        Some(match self {
+            Reason::NoExtension { inside: false } => {
+                "switch virtualization on in the firmware's set-up (Intel: \"Virtualization Technology\" or \"VT-x\"; AMD: \
+                 \"SVM Mode\"), if this processor has it"
+                    .to_owned()
+            }
+            Reason::NoExtension { inside: true } => {
+                "have nested virtualization switched on for this virtual machine by whoever runs it".to_owned()
+            }
+            Reason::NoModule(extension) => format!("load it: sudo modprobe {} nested=1", extension.module()),
+            Reason::NestingOff(extension) => {
+                let module = extension.module();
+                format!(
+                    "switch it on while no virtual machine runs: sudo modprobe -r {module} && sudo modprobe {module} \
+                     nested=1; for good: echo options {module} nested=1 | sudo tee /etc/modprobe.d/{module}.conf"
+                )
+            }
+            Reason::NoDevice => "in a container: have /dev/kvm passed on to it".to_owned(),
+            Reason::Denied => "join the group kvm and log in again: sudo usermod -aG kvm $USER".to_owned(),
+            Reason::DeviceFails(_) | Reason::Absent(_) | Reason::Trial(_) => return None,
+        })
+    }
+}
+
+/// Whether a trial of KVM is worthwhile.
+///
+/// # Errors
+/// Why it is not.
+pub fn judge(facts: &Facts) -> Result<Extension, Reason> {
+    let extension = facts.extension.ok_or(Reason::NoExtension { inside: facts.inside })?;
+    match (&facts.device, facts.nested.as_deref().map(str::trim)) {
+        (Device::Denied, _) => Err(Reason::Denied),
+        (Device::Fails(words), _) => Err(Reason::DeviceFails(words.clone())),
+        (Device::Missing, None) => Err(Reason::NoModule(extension)),
+        (Device::Missing, Some(_)) => Err(Reason::NoDevice),
+        // A container may not show the modules' parameters.
+        (Device::Opens, None | Some("Y" | "1")) => Ok(extension),
+        (Device::Opens, Some(_)) => Err(Reason::NestingOff(extension)),
+    }
+}
+
+impl Facts {
+    /// Those of this host.
+    pub fn of_this_host() -> Facts {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let cpuinfo = read("/proc/cpuinfo");
+        let mut facts = Facts { device: open_device(), ..Facts::of_cpuinfo(&cpuinfo) };
+        let parameter = |module: &str| fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).ok();
+        facts.nested = facts.extension.and_then(|extension| parameter(extension.module()));
+        let modules = ["kvm", "kvm_intel", "kvm_amd"].map(|module| {
+            let source = read(&format!("/sys/module/{module}/srcversion"));
+            format!("{module} {} {}", source.trim(), parameter(module).unwrap_or_default().trim())
+        });
+        let processor = cpuinfo.lines().take_while(|line| !line.is_empty());
+        let lasting = ["model name", "microcode", "flags"];
+        let processor = processor.filter(|line| lasting.iter().any(|name| line.starts_with(name)));
+        facts.identity = format!(
+            "{}{}\n{}\n{:?}",
+            read("/proc/sys/kernel/version"),
+            modules.join("\n"),
+            processor.collect::<Vec<_>>().join("\n"),
+            facts.device
+        );
+        facts
+    }
+
+    fn of_cpuinfo(cpuinfo: &str) -> Facts {
+        let mut flags = cpuinfo.lines().filter(|line| line.starts_with("flags")).flat_map(str::split_whitespace);
+        let mut facts = Facts::default();
+        for flag in &mut flags {
+            match flag {
+                "vmx" => facts.extension = Some(Extension::Vmx),
+                "svm" => facts.extension = Some(Extension::Svm),
+                "hypervisor" => facts.inside = true,
+                _ => {}
+            }
+        }
+        facts
+    }
+}
+
+fn open_device() -> Device {
+    match fs::File::options().read(true).write(true).open(Path::new("/dev/kvm")) {
+        Ok(_) => Device::Opens,
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => Device::Missing,
+            ErrorKind::PermissionDenied => Device::Denied,
+            _ => Device::Fails(error.to_string()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host as recorded: its cpuinfo, the parameter `nested`, its device.
+    fn host(cpuinfo: &str, nested: Option<&str>, device: Device) -> Facts {
+        Facts { nested: nested.map(str::to_owned), device, ..Facts::of_cpuinfo(cpuinfo) }
+    }
+
+    const INTEL: &str = "processor : 0\nflags\t\t: fpu vmx sse\n";
+    const AMD: &str = "flags\t\t: fpu svm npt\n";
+
+    #[test]
+    fn hosts_are_judged_by_what_they_say() {
+        for yes in ["Y\n", "1\n"] {
+            assert_eq!(judge(&host(INTEL, Some(yes), Device::Opens)), Ok(Extension::Vmx));
+            assert_eq!(judge(&host(AMD, Some(yes), Device::Opens)), Ok(Extension::Svm));
+        }
+        assert_eq!(judge(&host(INTEL, None, Device::Opens)), Ok(Extension::Vmx), "a container");
+        for (facts, reason) in [
+            (host(INTEL, Some("N\n"), Device::Opens), Reason::NestingOff(Extension::Vmx)),
+            (host(AMD, Some("0\n"), Device::Opens), Reason::NestingOff(Extension::Svm)),
+            (host(INTEL, None, Device::Missing), Reason::NoModule(Extension::Vmx)),
+            (host(AMD, Some("1"), Device::Missing), Reason::NoDevice),
+            (host(INTEL, Some("Y"), Device::Denied), Reason::Denied),
+            (host(AMD, Some("1"), Device::Fails("busy".into())), Reason::DeviceFails("busy".into())),
+            // One kind of machine has a KVM without hardware virtualization: it opens.
+            (host("flags : fpu hypervisor\n", None, Device::Opens), Reason::NoExtension { inside: true }),
+            (host("flags : fpu\nvmx flags : x\n", Some("Y"), Device::Opens), Reason::NoExtension { inside: false }),
+            (host("", None, Device::Missing), Reason::NoExtension { inside: false }),
+        ] {
+            assert_eq!(judge(&facts), Err(reason), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_of_the_hosts_has_its_line_and_its_advice() {
+        for (reason, words, advice) in [
+            (Reason::NoExtension { inside: false }, "neither VMX nor SVM", "firmware's set-up"),
+            (Reason::NoExtension { inside: true }, "is a virtual machine", "nested virtualization"),
+            (Reason::NoModule(Extension::Svm), "kvm_amd is not loaded", "modprobe kvm_amd"),
+            (Reason::NestingOff(Extension::Vmx), "switched off", "kvm_intel nested=1"),
+            (Reason::NoDevice, "no /dev/kvm", "container"),
+            (Reason::Denied, "may not open", "group kvm"),
+        ] {
+            let line = reason.to_string();
+            assert!(line.contains(words) && !line.contains('\n'), "{line}");
+            assert!(reason.advice().unwrap().contains(advice), "{reason:?}");
+        }
+        assert_eq!(Reason::Trial("x".into()).to_string(), "x");
+    }
+}

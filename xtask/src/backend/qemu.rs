@@ -1,0 +1,125 @@
+//! QEMU: with KVM, so that Lamina runs on the processor's own VMX or SVM nested in the host's, or with QEMU's own
+//! emulation (TCG), SVM included.
+//!
+//! Owns QEMU's command line.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Machine, log};
+use crate::paths::find_program;
+
+/// QEMU's program for this architecture.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The package that holds it.
+pub const PACKAGE: &str = "qemu-system-x86";
+/// The emulated processor: one of AMD's that kernels know, as far as the emulation goes.
+const TCG_MODEL: &str = "EPYC";
+/// Without a person, an emulated machine's time is the instructions it has executed, 8 ns each, and a processor that
+/// halts skips time: what a machine does then does not depend on what else the host has to do.
+const COUNTED: &str = "shift=3,sleep=off";
+
+/// What executes the machine's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The host's processor, by way of Linux.
+    Kvm,
+    /// QEMU itself.
+    Tcg,
+}
+
+/// A QEMU that can be run.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// How it runs the machine.
+    pub accelerator: Accelerator,
+}
+
+impl Qemu {
+    /// The command that runs a machine.
+    pub fn command(&self, machine: &Machine) -> Command {
+        let mut command = match find_program("setpriv") {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "KILL", "--"]).arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
+        let Machine { image, cpus, memory, serial, directory, .. } = machine;
+        let (accelerator, model) = match self.accelerator {
+            Accelerator::Kvm => ("kvm", "host"),
+            Accelerator::Tcg => ("tcg", TCG_MODEL),
+        };
+        let model = format!("{model}{}", machine.processor_options.as_deref().unwrap_or_default());
+        command
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-machine", "pc", "-accel", accelerator, "-cpu", &model])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+            .args(["-m", &format!("{}M", memory >> 20)])
+            .args(["-smp", &cpus.to_string()])
+            .args(["-drive", &format!("format=raw,if=ide,file={}", comma_doubled(image))])
+            .args(["-vga", "std"])
+            .args(["-chardev", &format!("socket,id=com1,host=127.0.0.1,port={serial}")])
+            .args(["-serial", "chardev:com1"])
+            .arg("-D")
+            .arg(log(directory))
+            .current_dir(directory);
+        if let Some(firmware) = &machine.uefi {
+            let drive = format!("if=pflash,format=raw,readonly=on,file={}", comma_doubled(firmware));
+            command.args(["-drive", &drive]);
+        }
+        if let Some(monitor) = &machine.monitor {
+            command.args(["-monitor", &format!("unix:{},server=on,wait=off", comma_doubled(monitor))]);
+        }
+        if self.accelerator == Accelerator::Tcg && !machine.interactive {
+            command.args(["-icount", COUNTED]);
+        }
+        command
+    }
+}
+
+/// In QEMU's options, a comma in a value is written twice.
+fn comma_doubled(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(accelerator: Accelerator, machine: &Machine) -> String {
+        let command = Qemu { program: "qemu".into(), accelerator }.command(machine);
+        command.get_args().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_command_line_has_the_machine() {
+        let mut machine = Machine {
+            image: "/a,b".into(),
+            cpus: 3,
+            memory: 512 << 20,
+            serial: 99,
+            directory: "/d".into(),
+            ..Machine::default()
+        };
+        let kvm = line(Accelerator::Kvm, &machine);
+        for part in ["-accel kvm -cpu host ", "-m 512M", "-smp 3", "file=/a,,b", "port=99", "isa-debug-exit"] {
+            assert!(kvm.contains(part), "{part} is not in: {kvm}");
+        }
+        assert!(!kvm.contains("icount") && !kvm.contains("pflash"), "{kvm}");
+        let tcg = line(Accelerator::Tcg, &machine);
+        assert!(tcg.contains("-accel tcg -cpu EPYC ") && tcg.contains("-icount shift=3"), "{tcg}");
+        machine.interactive = true;
+        machine.uefi = Some("/ovmf".into());
+        machine.processor_options = Some(",svm=off".to_owned());
+        let tcg = line(Accelerator::Tcg, &machine);
+        assert!(!tcg.contains("icount"), "a person's time is the wall's: {tcg}");
+        assert!(
+            tcg.contains("if=pflash,format=raw,readonly=on,file=/ovmf") && tcg.contains("-cpu EPYC,svm=off "),
+            "{tcg}"
+        );
+    }
+}

@@ -1,5 +1,6 @@
 //! The boot scenarios: one file each, run as ordinary tests (see `docs/guide/testing.md`).
 
+mod audit;
 mod checker;
 mod console;
 mod debian_amd64;
@@ -47,6 +48,8 @@ fn main() {
         hog_beside_ticker::SCENARIO,
         refused_vms::SCENARIO,
         refused_bundle::SCENARIO,
+        audit::SCENARIO,
+        audit::PLANTED,
         lazy::SCENARIO,
         demo::SCENARIO,
         debian_power_off::SCENARIO,

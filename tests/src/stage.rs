@@ -56,6 +56,14 @@ impl Stage {
         self.start(&Request::text(config, paths::workspace()).memory(Some(memory)))
     }
 
+    /// The same, with the hypervisor built with a feature of its crate.
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_built_with(&self, feature: &'static str, config: &str) -> Result<Running> {
+        self.start(&Request::text(config, paths::workspace()).built_with(feature))
+    }
+
     /// Boots the machines of a file, its path relative to the workspace's root.
     ///
     /// # Errors

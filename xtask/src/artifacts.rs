@@ -22,6 +22,17 @@ pub fn hypervisor() -> Result<PathBuf> {
     build("lamina", "lamina")
 }
 
+/// Builds the hypervisor with a feature of its crate, apart from the ordinary one.
+///
+/// # Errors
+/// It does not build; the compiler's words went to standard error.
+pub fn hypervisor_with(feature: &str) -> Result<PathBuf> {
+    let apart = paths::workspace().join("target").join(feature);
+    build_with("lamina", "lamina", |command| {
+        command.args(["--features", feature, "--target-dir"]).arg(apart);
+    })
+}
+
 /// The file of a source: builds it, fetches it or makes it as needed.
 ///
 /// # Errors
@@ -40,6 +51,10 @@ pub fn locate(source: &Source) -> Result<PathBuf> {
 /// # Errors
 /// It does not build; the compiler's words went to standard error.
 pub fn build(package: &str, program: &str) -> Result<PathBuf> {
+    build_with(package, program, |_| {})
+}
+
+fn build_with(package: &str, program: &str, arguments: impl FnOnce(&mut Command)) -> Result<PathBuf> {
     // The build that started this program handed down where cargo is.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -49,6 +64,7 @@ pub fn build(package: &str, program: &str) -> Result<PathBuf> {
         .current_dir(paths::workspace())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
+    arguments(&mut command);
     let _activity = report::activity(&format!("building {package}"));
     let output = command.output().context("cannot start cargo")?;
     ensure!(output.status.success(), "{package} does not build");

@@ -49,6 +49,7 @@ pub struct Request {
     memory: Option<u64>,
     timeout: Option<Duration>,
     interactive: bool,
+    feature: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +60,7 @@ enum Input {
 
 impl Request {
     fn new(config: Input) -> Self {
-        Self { config, on: None, cpus: 1, memory: None, timeout: None, interactive: false }
+        Self { config, on: None, cpus: 1, memory: None, timeout: None, interactive: false, feature: None }
     }
 
     /// Boots the machines of a file.
@@ -107,6 +108,13 @@ impl Request {
         self
     }
 
+    /// With the hypervisor built with this feature of its crate: for tests of what a sound one never does.
+    #[must_use]
+    pub fn built_with(mut self, feature: &'static str) -> Self {
+        self.feature = Some(feature);
+        self
+    }
+
     /// Checks the configuration, sets up what is missing, builds, and makes the disk image.
     ///
     /// # Errors
@@ -121,7 +129,10 @@ impl Request {
         check_memory(&config, available_memory().unwrap_or(u64::MAX), "what this host has available")?;
         let choice = backend::choose(self.on, &backend::Host::USUAL)?;
         let images = images(&config)?;
-        let kernel = artifacts::hypervisor()?;
+        let kernel = match self.feature {
+            None => artifacts::hypervisor()?,
+            Some(feature) => artifacts::hypervisor_with(feature)?,
+        };
         let bundle = bundle::pack(&config, &images, self.interactive)?;
 
         let memory = self.memory.unwrap_or_else(|| enough_memory(&config, bundle.len() as u64));

@@ -1,9 +1,9 @@
 //! Guest program: touches `touch=N` MiB of its memory (16) from 16 MiB on, each page once, and checks that it is zero at
-//! first and keeps what was written. Stops with status 0, or with 1 where not.
+//! first and keeps what was written. Stops with status 0, or with 1 where not; with `stay=1` it stays instead.
 #![no_std]
 #![no_main]
 
-use guest_rt::{Boot, memory, println};
+use guest_rt::{Boot, cpu, memory, println};
 
 guest_rt::entry!(main);
 
@@ -31,5 +31,8 @@ fn main(boot: &Boot) -> u32 {
         }
     }
     println!("touched {} MiB", bytes >> 20);
+    if boot.number("stay").is_some() {
+        cpu::hog();
+    }
     0
 }

@@ -9,6 +9,8 @@
 //!
 //! Nothing else is mapped, page 0 least of all, and no page is both writable and executable.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_2M, PAGE_4K};
@@ -221,6 +223,59 @@ pub fn map_registers(hpa: Hpa) -> *mut u8 {
         map::<Size4KiB>(&mut tables.table, virt, hpa.align_down(PAGE_4K), REGISTERS);
         tables.next_device += PAGE_4K;
         core::ptr::with_exposed_provenance_mut(size(virt + hpa.offset_in(PAGE_4K)))
+    })
+}
+
+/// Tells `violation` of every page that can be written and run, and of every page with memory of `pool` (address and
+/// length in bytes) that can be run or stands anywhere but at its place in the direct map.
+pub fn audit(pool: &[(Hpa, u64)], violation: &mut dyn FnMut(String)) {
+    with_tables(|tables| {
+        let top = tables.table.level_4_table();
+        visit(top, 4, 0, Flags::WRITABLE, &mut |virt, hpa, length, flags| {
+            let runs = !flags.contains(Flags::NO_EXECUTE);
+            if runs && flags.contains(Flags::WRITABLE) {
+                violation(format!("the hypervisor's page at {virt:#x} can be written and run"));
+            }
+            let pooled = pool.iter().any(|&(start, size)| start < hpa + length && hpa < start + size);
+            if pooled && (runs || virt != DIRECT_MAP + hpa.0) {
+                violation(format!("memory of VMs at {hpa:#x} is mapped at {virt:#x} ({flags:?})"));
+            }
+        });
+    });
+}
+
+/// Shows `visitor` each page below `table`, a table of `level` for the addresses from `base`: address, where it is in
+/// the machine, its length in bytes, and what all levels together allow; `above` is what those above do.
+fn visit(table: &PageTable, level: u32, base: u64, above: Flags, visitor: &mut impl FnMut(u64, Hpa, u64, Flags)) {
+    let span = PAGE_4K << (9 * (level - 1));
+    for (index, entry) in (0u64..).zip(table.iter()).filter(|(_, entry)| entry.flags().contains(Flags::PRESENT)) {
+        let flags = entry.flags();
+        let virt = base + index * span;
+        // The upper half of the addresses.
+        let virt = if level == 4 && index >= 256 { virt | 0xffff_0000_0000_0000 } else { virt };
+        let allowed = (flags & above & Flags::WRITABLE) | ((flags | above) & Flags::NO_EXECUTE);
+        let hpa = Hpa(entry.addr().as_u64());
+        if level == 1 || flags.contains(Flags::HUGE_PAGE) {
+            visitor(virt, hpa, span, allowed);
+        } else {
+            // SAFETY: the entry names a table of ours, which lies in the direct map; the lock on the tables is held, so
+            // nobody changes it.
+            let below = unsafe { &*direct(hpa).cast_const().cast::<PageTable>() };
+            visit(below, level - 1, virt, allowed, visitor);
+        }
+    }
+}
+
+/// Makes the page with this function's code writable; whether it could.
+#[cfg(feature = "plant")]
+pub fn plant_writable_code() -> bool {
+    let code = VirtAddr::from_ptr(plant_writable_code as *const ());
+    with_tables(|tables| {
+        let page = Page::<Size4KiB>::containing_address(code);
+        let flags = Flags::PRESENT | Flags::WRITABLE | Flags::GLOBAL;
+        // SAFETY: the mapping stays what it was, but that stores would work; nobody stores there.
+        let changed = unsafe { tables.table.update_flags(page, flags) };
+        changed.map(|flush| flush.flush()).is_ok()
     })
 }
 

@@ -12,7 +12,7 @@ use lamina_vmm::vcpu::Vcpu;
 use x86_64::instructions::interrupts::{disable, enable_and_hlt};
 
 use crate::guest_ram::GuestRam;
-use crate::{apic, interrupts, logger, rtc, serial, timer};
+use crate::{apic, interrupts, logger, paging, rtc, serial, timer};
 
 /// A vendor's way of making virtual processors.
 pub trait Backend {
@@ -137,6 +137,15 @@ impl<B: Backend> Host for Platform<B> {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         let answer = raw_cpuid::native_cpuid::cpuid_count(leaf, subleaf);
         [answer.eax, answer.ebx, answer.ecx, answer.edx]
+    }
+
+    fn audit(&self, violation: &mut dyn FnMut(String)) {
+        paging::audit(self.memory.regions(), violation);
+    }
+
+    #[cfg(feature = "plant")]
+    fn plant_writable_code(&mut self) -> bool {
+        paging::plant_writable_code()
     }
 
     fn take_log_line(&mut self) -> Option<String> {

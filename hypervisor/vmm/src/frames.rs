@@ -11,8 +11,10 @@ use core::fmt;
 
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_2M, PAGE_4K};
 
+mod census;
 mod stock;
 
+pub use census::{Census, Claim};
 pub use stock::{FrameStock, STOCK_FULL, STOCK_LOW, empty_stock, fill_stock};
 
 /// Size of a frame or page.

@@ -77,6 +77,14 @@ pub trait Host: HostMemory {
     /// CPUID of the machine's processor: EAX, EBX, ECX, EDX of `leaf` and `subleaf`. Slow: never on an exit.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
 
+    /// Tells `violation`, in a sentence each, what is wrong with the hypervisor's own memory: pages that can be written
+    /// and run, memory of VMs that can be run, or that is mapped anywhere but in its one place.
+    fn audit(&self, violation: &mut dyn FnMut(String));
+
+    /// Makes a page of the hypervisor's code writable; whether it could.
+    #[cfg(any(test, feature = "plant"))]
+    fn plant_writable_code(&mut self) -> bool;
+
     /// The oldest line of the hypervisor's log that the console has not shown yet.
     fn take_log_line(&mut self) -> Option<String> {
         None

@@ -4,9 +4,12 @@
 //! until its slice ends, it waits, or it stops; halt the processor when nobody can run. The same loop drives `hw` and
 //! the fakes of the tests.
 
+mod audit;
 mod commands;
 #[cfg(any(test, feature = "testing"))]
 pub mod fakes;
+#[cfg(any(test, feature = "plant"))]
+mod plant;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -131,6 +134,7 @@ impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
         let now = self.host.now();
         self.serve_console(now);
         if let Some(status) = self.status_at_end() {
+            let status = if self.tell_violations() { STATUS_BAD } else { status };
             self.console.exit(status);
             while self.console.has_output() {
                 self.console.drain(&mut |bytes| self.host.serial_write(bytes));

@@ -19,6 +19,9 @@ use crate::host::HostMemory;
 pub mod ept;
 pub mod npt;
 mod update;
+mod visit;
+
+pub use visit::Visited;
 
 /// Entries of a table.
 const ENTRIES: u64 = 512;
@@ -47,6 +50,13 @@ impl Access {
     pub const RX: Access = Access { read: true, write: false, execute: true };
     /// Everything.
     pub const RWX: Access = Access { read: true, write: true, execute: true };
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let letter = |allowed, letter| if allowed { letter } else { '-' };
+        write!(f, "{}{}{}", letter(self.read, 'r'), letter(self.write, 'w'), letter(self.execute, 'x'))
+    }
 }
 
 /// A level of the tables: 4 is the top, the entries of level 1 map small pages.

@@ -173,6 +173,11 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         memory.release(host, pool);
     }
 
+    /// The tables that the guest's memory goes through.
+    pub(crate) fn tables(&self) -> &NestedTables<V::Nested> {
+        &self.tables
+    }
+
     /// Maps `hpa`, a frame of the VM's, at `gpa`, where nothing is mapped: the guest may do everything there.
     ///
     /// # Errors

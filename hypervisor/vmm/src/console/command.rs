@@ -15,6 +15,11 @@ pub enum Command {
     Stop(String),
     /// Give the input to the VM of this name (as typed: not checked).
     Attach(String),
+    /// Look whether what isolates the VMs is as it should be.
+    Audit,
+    /// Do a harm that the audit must find.
+    #[cfg(any(test, feature = "plant"))]
+    Plant(String),
     /// End the machine.
     Quit,
 }
@@ -45,7 +50,9 @@ enum Action {
     WithArgument(&'static str, fn(String) -> Command),
 }
 
-const COMMANDS: [Entry; 6] = [
+/// How many there are.
+const COUNT: usize = if cfg!(any(test, feature = "plant")) { 8 } else { 7 };
+const COMMANDS: [Entry; COUNT] = [
     Entry { name: "help", action: Action::Help, help: "list the commands" },
     Entry { name: "vms", action: Action::Plain(|| Command::Vms), help: "list the virtual machines" },
     Entry {
@@ -58,6 +65,17 @@ const COMMANDS: [Entry; 6] = [
         name: "attach",
         action: Action::WithArgument("NAME", Command::Attach),
         help: "give this terminal to a virtual machine until Ctrl-A d",
+    },
+    Entry {
+        name: "audit",
+        action: Action::Plain(|| Command::Audit),
+        help: "check that every frame of memory has one owner, and is mapped for nobody else",
+    },
+    #[cfg(any(test, feature = "plant"))]
+    Entry {
+        name: "plant",
+        action: Action::WithArgument("KIND", Command::Plant),
+        help: "do a harm for the audit to find",
     },
     Entry { name: "quit", action: Action::Plain(|| Command::Quit), help: "stop everything and end" },
 ];

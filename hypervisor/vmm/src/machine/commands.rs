@@ -33,8 +33,32 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
                     self.console.attach(index);
                 }
             }
+            Command::Audit => self.tell_audit(),
+            #[cfg(any(test, feature = "plant"))]
+            Command::Plant(kind) => self.plant(kind),
             Command::Quit => self.quit = true,
         }
+    }
+
+    /// Audits, and says what was found.
+    fn tell_audit(&mut self) {
+        let audit = self.audit();
+        self.console.reply(&format!(
+            "audit: looked at {} frames and {} nested pages: {} violations",
+            audit.frames, audit.pages, audit.count
+        ));
+        for violation in &audit.violations {
+            self.console.reply(&format!("audit: {violation}"));
+        }
+    }
+
+    /// Audits, and says only what is wrong. Whether anything is.
+    pub(super) fn tell_violations(&mut self) -> bool {
+        let audit = self.audit();
+        for violation in &audit.violations {
+            self.console.log_line(&format!("audit: {violation}"));
+        }
+        audit.count != 0
     }
 
     /// The number of the VM `name`, if it runs; says so where not.

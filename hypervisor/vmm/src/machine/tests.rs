@@ -9,6 +9,7 @@ use super::fakes::*;
 use super::{Machine, State};
 use crate::vm::Vm;
 
+mod audit;
 mod console;
 mod decoding;
 mod ends;

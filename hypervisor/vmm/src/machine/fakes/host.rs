@@ -202,6 +202,8 @@ impl World {
 pub struct FakeHost {
     pub(super) world: World,
     pub(super) stock: FrameStock,
+    /// The hypervisor's code can be written.
+    pub(super) writable_code: bool,
 }
 
 impl HostMemory for FakeHost {
@@ -312,6 +314,18 @@ impl Host for FakeHost {
             (0x8000_0008, _) => [0x3027, 0, 0, 0],
             _ => [u32::MAX; 4],
         }
+    }
+
+    fn audit(&self, violation: &mut dyn FnMut(String)) {
+        if self.writable_code {
+            violation("code can be written".into());
+        }
+    }
+
+    #[cfg(any(test, feature = "plant"))]
+    fn plant_writable_code(&mut self) -> bool {
+        self.writable_code = true;
+        true
     }
 
     fn take_log_line(&mut self) -> Option<String> {

@@ -1,0 +1,96 @@
+//! The audit: whether what isolates the VMs is as it should be.
+//!
+//! Owns the rules. Every frame that is taken has one owner; what a VM's nested tables map is that VM's own memory, at
+//! its place, and nothing else; a frame in the stock is clear; and of the hypervisor's own memory the machine says
+//! what is wrong with it. Never changes anything, and never runs while a guest does.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use lamina_arch::addr::PAGE_4K;
+
+use super::{Machine, State};
+use crate::chipset::Chipset;
+use crate::frames::{Census, FrameSize};
+use crate::host::Host;
+use crate::nested::{Access, Visited};
+
+/// Violations that are told; of more, only their number.
+const TOLD: usize = 16;
+
+/// What an audit found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Frames of 4 KiB that VMs, their tables and the stock have.
+    pub frames: u64,
+    /// Pages that nested tables map.
+    pub pages: u64,
+    /// What is wrong, a sentence each; at most [`TOLD`].
+    pub violations: Vec<String>,
+    /// How much is wrong.
+    pub count: u64,
+}
+
+impl Audit {
+    fn violation(&mut self, what: String) {
+        self.count += 1;
+        if self.violations.len() < TOLD {
+            self.violations.push(what);
+        }
+    }
+}
+
+impl<H: Host, C: Chipset> Machine<'_, H, C> {
+    /// Looks at everything. Takes a time that grows with the machine's memory.
+    pub(super) fn audit(&mut self) -> Audit {
+        let mut audit = Audit::default();
+        let stock = self.host.stock().frames().to_vec();
+        let Some(mut census) = Census::new(&self.pool) else {
+            audit.violation(String::from("not done: the heap has no room for it"));
+            return audit;
+        };
+        let mut claim = |audit: &mut Audit, owner: &str, at, size| {
+            if let Err(wrong) = census.claim(at, size) {
+                audit.violation(format!("{owner}: {wrong}"));
+            }
+        };
+        for slot in &self.slots {
+            let State::Alive(vm) = &slot.state else { continue };
+            for (_, at, size) in vm.memory.owned(&self.host) {
+                claim(&mut audit, &vm.name, at, size);
+            }
+            vm.tables().visit(&self.host, &mut |visited| match visited {
+                Visited::Table(at) => claim(&mut audit, &vm.name, at, FrameSize::Size4K),
+                Visited::Page { gpa, hpa, size, access } => {
+                    audit.pages += 1;
+                    let may = vm.memory.mapping(&self.host, gpa, size);
+                    if may.is_none_or(|(own, most)| own != hpa || !within(access, most)) {
+                        let kib = size.bytes() >> 10;
+                        audit.violation(format!(
+                            "{}: {kib} KiB at guest address {gpa:#x} are mapped to {hpa:#x} for {access}",
+                            vm.name
+                        ));
+                    }
+                }
+            });
+        }
+        for at in stock {
+            claim(&mut audit, "the stock", at, FrameSize::Size4K);
+            if (0..PAGE_4K).step_by(8).any(|offset| self.host.read_u64(at + offset) != 0) {
+                audit.violation(format!("the stock: frame {at:#x} is not clear"));
+            }
+        }
+        audit.frames = census.claimed();
+        if let Some((first, count)) = census.lost() {
+            audit.violation(format!("{count} frames are taken and nobody has them, {first:#x} first"));
+        }
+        self.host.audit(&mut |wrong| audit.violation(wrong));
+        audit
+    }
+}
+
+/// Whether `access` allows nothing beyond `most`.
+const fn within(access: Access, most: Access) -> bool {
+    (!access.read || most.read) && (!access.write || most.write) && (!access.execute || most.execute)
+}

@@ -69,7 +69,7 @@ pub fn choose_heap(regions: impl Iterator<Item = Region>) -> Option<(Hpa, u64)> 
 }
 
 /// The memory that virtual machines may have: every usable page above 1 MiB but the heap's. Address and length (unit:
-/// bytes, a multiple of 4096), ascending, disjoint.
+/// bytes, a multiple of 4096), ascending, disjoint, adjacent regions as one: UEFI's maps have many.
 pub fn pool(regions: &[Region], heap: (Hpa, u64)) -> Vec<(Hpa, u64)> {
     let (heap_start, heap_end) = (heap.0, heap.0 + heap.1);
     let mut pool = Vec::new();
@@ -84,6 +84,13 @@ pub fn pool(regions: &[Region], heap: (Hpa, u64)) -> Vec<(Hpa, u64)> {
         add(start.max(heap_end), end);
     }
     pool.sort_unstable();
+    pool.dedup_by(|next, last| {
+        let adjacent = last.0 + last.1 == next.0;
+        if adjacent {
+            last.1 += next.1;
+        }
+        adjacent
+    });
     pool
 }
 
@@ -311,6 +318,14 @@ mod tests {
         assert_eq!(choose_heap(core::iter::once(region(MIB, 5 * MIB, RegionKind::Usable))), None);
         assert_eq!(choose_heap(core::iter::empty()), None);
         assert_eq!(choose_heap(core::iter::once(region(u64::MAX - 8, u64::MAX, RegionKind::Usable))), None);
+    }
+
+    #[test]
+    fn adjacent_regions_are_one_in_the_pool() {
+        let usable = |start, end| region(start, end, RegionKind::Usable);
+        let regions =
+            [usable(2 * MIB, 3 * MIB), usable(MIB, 2 * MIB), usable(4 * MIB, 5 * MIB), usable(5 * MIB, 6 * MIB)];
+        assert_eq!(pool(&regions, (Hpa(16 * MIB), 0)), [(Hpa(MIB), 2 * MIB), (Hpa(4 * MIB), 2 * MIB)]);
     }
 
     #[test]

@@ -25,9 +25,11 @@ mod multiboot;
 mod outside;
 mod refused_bundle;
 mod refused_on_host;
+mod refused_processor;
 mod refused_vms;
 mod ticker;
 mod triple;
+mod uefi;
 
 fn main() {
     lamina_tests::main(&[
@@ -50,6 +52,8 @@ fn main() {
         refused_bundle::SCENARIO,
         audit::SCENARIO,
         audit::PLANTED,
+        refused_processor::SCENARIO,
+        uefi::SCENARIO,
         lazy::SCENARIO,
         demo::SCENARIO,
         debian_power_off::SCENARIO,

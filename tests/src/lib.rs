@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod picture;
 mod running;
 mod stage;
 
@@ -23,6 +24,8 @@ pub use running::Running;
 pub use stage::Stage;
 /// What a machine is booted on.
 pub use xtask::backend::Name as Backend;
+/// What a machine starts with.
+pub use xtask::image::Firmware;
 
 /// Where `cargo xtask test` says which backends to run on: names, separated by commas.
 pub const BACKENDS: &str = "LAMINA_ON";
@@ -54,6 +57,10 @@ pub enum Needs {
     Host,
     /// A machine: it is run once on each backend.
     Machine,
+    /// A machine of QEMU's, for its firmware or its screen.
+    Qemu,
+    /// A machine of QEMU's own emulation, for a processor that lacks something.
+    Tcg,
 }
 
 /// Runs the scenarios as an ordinary test program would its tests. Does not return.
@@ -69,13 +76,34 @@ pub fn main(scenarios: &[Scenario]) -> ! {
     let skipped = Skipped::default();
     let trials = scenarios.iter().flat_map(|scenario| match scenario.needs {
         Needs::Host => vec![trial(*scenario, None, &skipped)],
-        Needs::Machine => backends.iter().map(|backend| trial(*scenario, *backend, &skipped)).collect(),
+        Needs::Machine | Needs::Qemu | Needs::Tcg => {
+            let (fit, unfit): (Vec<_>, Vec<_>) =
+                backends.iter().copied().partition(|backend| fits(scenario.needs, *backend));
+            let wanted = arguments.filter.as_ref().is_none_or(|filter| scenario.name.contains(filter.as_str()));
+            let lines = unfit.into_iter().flatten().filter(|_| wanted).map(|backend| {
+                format!(
+                    "skipped: [{backend}] {}: this backend has not the firmware, screen or processor",
+                    scenario.name
+                )
+            });
+            skipped.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+            fit.into_iter().map(|backend| trial(*scenario, backend, &skipped)).collect()
+        }
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     for line in skipped.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         println!("{line}");
     }
     conclusion.exit()
+}
+
+/// Whether a backend has what a scenario needs; `None` stands for any.
+fn fits(needs: Needs, backend: Option<Name>) -> bool {
+    match needs {
+        Needs::Host | Needs::Machine => true,
+        Needs::Qemu => !matches!(backend, Some(Name::Bochs | Name::BochsSvm)),
+        Needs::Tcg => matches!(backend, None | Some(Name::Tcg)),
+    }
 }
 
 /// A line for each part of a scenario that was left out, shown behind all results.
@@ -85,8 +113,8 @@ fn trial(scenario: Scenario, backend: Option<Name>, skipped: &Skipped) -> Trial 
     let skipped = Arc::clone(skipped);
     let kind = match (scenario.needs, backend) {
         (Needs::Host, _) => HOST.to_owned(),
-        (Needs::Machine, Some(backend)) => backend.to_string(),
-        (Needs::Machine, None) => BOOT.to_owned(),
+        (_, Some(backend)) => backend.to_string(),
+        (_, None) => BOOT.to_owned(),
     };
     let run = move || {
         let stage = Stage::new(backend, Duration::from_secs(scenario.limit));

@@ -1,8 +1,15 @@
 //! A machine that a scenario has booted, and what is expected of its lines.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, anyhow};
 use regex::Regex;
 use xtask::machine::{Machine, Verdict};
+
+use crate::picture;
+
+/// What was sent to the serial port is on the screen at once; a picture takes a moment.
+const SCREEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running machine. What fails on it, fails with everything that it has printed.
 ///
@@ -62,6 +69,27 @@ impl Running {
             Ok(Verdict::Exit(found)) => Err(self.failure(format!("the machine's status is {found}, not {status}"))),
             Ok(Verdict::Missing) => Err(self.failure("the machine ended without a last word".to_owned())),
             Err(stop) => Err(self.failure(format!("the machine did not end: {stop}"))),
+        }
+    }
+
+    /// Waits until a line on the machine's screen matches.
+    ///
+    /// # Errors
+    /// It does not within a minute, or there is no screen.
+    pub fn expect_on_screen(&self, pattern: &str) -> Result<()> {
+        let regex = regex(pattern)?;
+        let started = Instant::now();
+        loop {
+            let picture = self.machine.picture()?;
+            let lines = picture::text(&picture).context("the picture of the screen is none")?;
+            if lines.iter().any(|line| regex.is_match(line)) {
+                return Ok(());
+            }
+            if started.elapsed() > SCREEN_LIMIT {
+                let shown = lines.join("\n");
+                return Err(self.failure(format!("there was no line like {pattern} on the screen, but:\n{shown}")));
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 

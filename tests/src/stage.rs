@@ -72,6 +72,16 @@ impl Stage {
         self.start(&Request::file(paths::workspace().join(path)))
     }
 
+    /// Boots the machines of a configuration with this firmware and a screen to look at, and with features of the
+    /// processor taken away (`,-svm`).
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_with_screen(&self, config: &str, firmware: Firmware, processor: Option<&str>) -> Result<Running> {
+        let request = Request::text(config, paths::workspace()).firmware(firmware).screen(true);
+        self.start(&request.processor_options(processor))
+    }
+
     fn start(&self, request: &Request) -> Result<Running> {
         let prepared = request.clone().on(Some(self.backend()?)).timeout(self.limit).prepare()?;
         Ok(Running::new(prepared.start()?))
@@ -104,7 +114,7 @@ impl Stage {
     /// It is refused, or something cannot be built.
     pub fn pack(&self, config: &str) -> Result<Vec<u8>> {
         let config = Config::parse(config, "configuration", paths::workspace())?;
-        bundle::pack(&config, &session::images(&config)?, false)
+        bundle::pack(&config, &session::images(&config)?, bundle::Audience::default())
     }
 
     /// Runs `cargo xtask` with these arguments, in `directory`, without input.

@@ -88,11 +88,20 @@ fn sources(config: &Config) -> impl Iterator<Item = &Source> {
     })
 }
 
+/// Who will be there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audience {
+    /// A person at a terminal on the serial port.
+    pub terminal: bool,
+    /// Somebody, or a test, in front of the screen.
+    pub screen: bool,
+}
+
 /// Packs the bundle. Images that several VMs name are in it once.
 ///
 /// # Errors
 /// The description cannot be encoded.
-pub fn pack(config: &Config, images: &Images, interactive: bool) -> Result<Vec<u8>> {
+pub fn pack(config: &Config, images: &Images, audience: Audience) -> Result<Vec<u8>> {
     let mut unique: Vec<&Source> = Vec::new();
     for source in sources(config) {
         if !unique.contains(&source) {
@@ -100,12 +109,12 @@ pub fn pack(config: &Config, images: &Images, interactive: bool) -> Result<Vec<u
         }
     }
     let bytes: Vec<_> = unique.iter().map(|source| images.get(source)).collect();
-    let bundle = encode(&bytes, |blobs| describe(config, &unique, blobs, interactive));
+    let bundle = encode(&bytes, |blobs| describe(config, &unique, blobs, audience));
     bundle.context("cannot pack the virtual machines")
 }
 
 /// The description of a configuration whose images are at `blobs`, in the order of `sources`.
-fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], interactive: bool) -> Bundle {
+fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], audience: Audience) -> Bundle {
     let placed: HashMap<_, _> = sources.iter().copied().zip(blobs.iter().copied()).collect();
     // Every source of the configuration is among them.
     let blob = |source: &Source| placed.get(source).copied().unwrap_or(Blob { offset: 0, length: 0 });
@@ -129,7 +138,7 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], interactive: b
             cpu: vm.cpu.clone(),
         })
         .collect();
-    Bundle { interactive, log: config.log, vms }
+    Bundle { interactive: audience.terminal, screen: audience.screen, log: config.log, vms }
 }
 
 #[cfg(test)]
@@ -178,7 +187,7 @@ mod tests {
             modules = [{ path = "module", cmdline = "m" }]
             "#,
         );
-        let packed = pack(&config, &images, true).unwrap();
+        let packed = pack(&config, &images, Audience { terminal: true, screen: false }).unwrap();
         let bundle = parse(&packed).unwrap();
         assert!(bundle.interactive);
         assert_eq!(bundle.log, lamina_vmm::config::LogLevel::Warn);

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::bundle::Audience;
 use crate::config::Config;
 use crate::session;
 use crate::setup::boot;
@@ -64,7 +65,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     std::fs::create_dir_all(&directory)?;
     let ramdisk = tempfile::NamedTempFile::new()?;
     // Someone sits at a real machine's console.
-    std::fs::write(ramdisk.path(), crate::bundle::pack(&config, &images, true)?)?;
+    std::fs::write(ramdisk.path(), crate::bundle::pack(&config, &images, Audience { terminal: true, screen: true })?)?;
     let mut made = Vec::new();
     for firmware in [Firmware::Bios, Firmware::Uefi] {
         let image = directory.join(format!("lamina-{}.img", firmware.name()));

@@ -18,10 +18,11 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::backend::{self, Backend, Choice, Name};
+use crate::bundle::Audience;
 use crate::config::{Config, ConfigError, size};
 use crate::image::{self, Firmware};
 use crate::machine::{Machine, Sink};
-use crate::setup::rust;
+use crate::setup::{debian, rust};
 use crate::{artifacts, bundle, paths};
 use lamina_vmm::memory::Backing;
 
@@ -50,6 +51,9 @@ pub struct Request {
     timeout: Option<Duration>,
     interactive: bool,
     feature: Option<&'static str>,
+    firmware: Firmware,
+    screen: bool,
+    processor_options: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +64,18 @@ enum Input {
 
 impl Request {
     fn new(config: Input) -> Self {
-        Self { config, on: None, cpus: 1, memory: None, timeout: None, interactive: false, feature: None }
+        Self {
+            config,
+            on: None,
+            cpus: 1,
+            memory: None,
+            timeout: None,
+            interactive: false,
+            firmware: Firmware::Bios,
+            screen: false,
+            processor_options: None,
+            feature: None,
+        }
     }
 
     /// Boots the machines of a file.
@@ -115,6 +130,28 @@ impl Request {
         self
     }
 
+    /// With this firmware; else with a PC's BIOS.
+    #[must_use]
+    pub fn firmware(mut self, firmware: Firmware) -> Self {
+        self.firmware = firmware;
+        self
+    }
+
+    /// With text on the machine's screen, of which [`Machine::picture`] takes pictures, and which stays when the
+    /// hypervisor has ended. QEMU alone can.
+    #[must_use]
+    pub fn screen(mut self, screen: bool) -> Self {
+        self.screen = screen;
+        self
+    }
+
+    /// With features of the processor taken away, as QEMU's option has it behind the model: `,-svm`.
+    #[must_use]
+    pub fn processor_options(mut self, options: Option<&str>) -> Self {
+        self.processor_options = options.map(str::to_owned);
+        self
+    }
+
     /// Checks the configuration, sets up what is missing, builds, and makes the disk image.
     ///
     /// # Errors
@@ -133,14 +170,14 @@ impl Request {
             None => artifacts::hypervisor()?,
             Some(feature) => artifacts::hypervisor_with(feature)?,
         };
-        let bundle = bundle::pack(&config, &images, self.interactive)?;
+        let bundle = bundle::pack(&config, &images, Audience { terminal: self.interactive, screen: self.screen })?;
 
         let memory = self.memory.unwrap_or_else(|| enough_memory(&config, bundle.len() as u64));
         let directory = run_directory(&std::env::temp_dir())?;
         let ramdisk = directory.path().join("bundle");
         std::fs::write(&ramdisk, bundle)?;
         let image = directory.path().join("disk");
-        image::build(&kernel, &ramdisk, Firmware::Bios, &image)?;
+        image::build(&kernel, &ramdisk, self.firmware, &image)?;
         // It is in the image now, and may be large.
         std::fs::remove_file(&ramdisk)?;
         let machine = backend::Machine {
@@ -149,6 +186,9 @@ impl Request {
             memory,
             interactive: self.interactive,
             directory: directory.path().to_owned(),
+            uefi: (self.firmware == Firmware::Uefi).then(ovmf).transpose()?,
+            processor_options: self.processor_options.clone(),
+            monitor: self.screen.then(|| directory.path().join(MONITOR)),
             ..backend::Machine::default()
         };
         Ok(Prepared { choice, machine, directory, timeout: self.timeout, sink: None })
@@ -190,6 +230,19 @@ impl Prepared {
     pub fn start(self) -> Result<Machine> {
         Machine::start(&self.choice.backend, self.machine, self.directory, self.timeout, self.sink)
     }
+}
+
+/// QEMU's monitor, in the directory of a run.
+pub(crate) const MONITOR: &str = "monitor";
+
+/// UEFI's firmware for virtual machines: Debian's package of it, which need not be installed.
+fn ovmf() -> Result<PathBuf> {
+    let file = "usr/share/ovmf/OVMF.fd";
+    let installed = Path::new("/").join(file);
+    if installed.is_file() {
+        return Ok(installed);
+    }
+    Ok(debian::fetch("ovmf", "the UEFI firmware to boot on")?.join(file))
 }
 
 /// How the directories of runs are named, before the number of the process that made them.

@@ -38,6 +38,7 @@ pub mod pic;
 pub mod platform;
 pub mod report;
 pub mod rtc;
+pub mod screen;
 pub mod serial;
 pub mod svm;
 pub mod symbols;

@@ -279,6 +279,20 @@ pub fn plant_writable_code() -> bool {
     })
 }
 
+/// Maps `length` bytes of a framebuffer at `hpa`, uncached. Returns where `hpa` itself is then.
+pub fn map_framebuffer(hpa: Hpa, length: u64) -> *mut u8 {
+    with_tables(|tables| {
+        let virt = tables.next_device;
+        let first = hpa.align_down(PAGE_4K);
+        let pages = (length + hpa.offset_in(PAGE_4K)).div_ceil(PAGE_4K);
+        for page in 0..pages {
+            map::<Size4KiB>(&mut tables.table, virt + page * PAGE_4K, first + page * PAGE_4K, REGISTERS);
+        }
+        tables.next_device += pages * PAGE_4K;
+        core::ptr::with_exposed_provenance_mut(size(virt + hpa.offset_in(PAGE_4K)))
+    })
+}
+
 /// Whether an address is mapped, by a walk of the current tables that takes no lock.
 pub fn is_mapped(virt: u64) -> bool {
     translate(virt).is_some()

@@ -12,7 +12,7 @@ use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
 use crate::exit::end_machine;
 use crate::idt::TrapFrame;
 use crate::logger::Polled;
-use crate::{logger, paging, percpu, serial, symbols};
+use crate::{logger, paging, percpu, screen, serial, symbols};
 
 /// The status of a machine that ended by a bug.
 pub const STATUS: u32 = 101;
@@ -35,8 +35,11 @@ fn begin() {
     // SAFETY: nothing that holds these locks goes on: this processor never returns from here, and no other is started.
     unsafe {
         serial::break_lock();
+        screen::break_lock();
         logger::break_lock();
     }
+    // Last words are for whoever is there.
+    screen::show(true);
     if serial::mid_line() {
         serial::write_polled(b"\r\n");
     }

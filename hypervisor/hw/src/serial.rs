@@ -2,7 +2,7 @@
 //!
 //! Owns the port and two rings. Before [`enable_interrupts`], and in a report of a bug, output is polled; afterwards
 //! bytes go through the transmit ring, which the port's interrupt empties into the FIFO. Nothing here waits except the
-//! functions whose names say `polled`, and those never run on an exit's path.
+//! functions whose names say `polled`, and those never run on an exit's path. What is sent is shown on the [`screen`] too.
 //!
 //! Source: National Semiconductor PC16550D data sheet, "FIFO Interrupt Mode Operation".
 
@@ -11,6 +11,8 @@ use uart_16550::backend::PioBackend;
 use uart_16550::spec::FIFO_SIZE;
 use uart_16550::spec::registers::{FifoTriggerLevel, IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
+
+use crate::screen;
 
 /// First port of COM1.
 pub const COM1: u16 = 0x3f8;
@@ -178,6 +180,7 @@ pub fn enable_interrupts() {
 pub fn write(bytes: &[u8]) -> usize {
     let mut serial = SERIAL.lock();
     let taken = serial.transmit.push(bytes);
+    screen::write(&bytes[..taken]);
     if let Some(&last) = bytes[..taken].last() {
         serial.mid_line = last != b'\n';
         // With the interrupt on, the ring is being emptied already.
@@ -222,6 +225,7 @@ pub fn handle_interrupt() {
 /// Writes `bytes` after everything in the ring, waiting for the port.
 pub fn write_polled(bytes: &[u8]) {
     let mut serial = SERIAL.lock();
+    screen::write(bytes);
     serial.send_polled(bytes);
     if let Some(&last) = bytes.last() {
         serial.mid_line = last != b'\n';

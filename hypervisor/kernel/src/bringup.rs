@@ -11,8 +11,10 @@ use lamina_hw::guest_ram::GuestRam;
 use lamina_hw::memory::{KernelHeap, Region, RegionKind};
 use lamina_hw::paging::AddressSpace;
 use lamina_hw::report::refuse;
+use lamina_hw::screen::Layout;
 use lamina_hw::{
-    apic, control, gdt, idt, interrupts, ioapic, logger, madt, memory, paging, percpu, pic, serial, symbols, timer,
+    apic, control, gdt, idt, interrupts, ioapic, logger, madt, memory, paging, percpu, pic, screen, serial, symbols,
+    timer,
 };
 use lamina_vmm::config::{self, Bundle, BundleError};
 
@@ -32,6 +34,13 @@ pub struct Ready {
 /// Brings the machine up. What makes it unfit is told in one line, and ends it.
 pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     serial::init();
+    let framebuffer = framebuffer(boot);
+    if let Some((start, layout)) = framebuffer {
+        let pixels = core::ptr::with_exposed_provenance_mut(usize::try_from(start).unwrap_or(0));
+        // SAFETY: the loader maps the framebuffer there, and its own use of it is over. It is taken anew before the
+        // loader's page tables go.
+        unsafe { screen::init(pixels, layout) };
+    }
     logger::init();
     log::info!("Lamina {}", env!("CARGO_PKG_VERSION"));
 
@@ -52,7 +61,9 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     // So early, so that the level holds for most of bring-up.
     if let Some((_, Ok(description))) = &bundle {
         logger::set_level(description.log);
+        screen::show(description.screen);
     }
+    let framebuffer = framebuffer.and_then(|(start, layout)| Some((paging::translate(start)?, layout)));
     // SAFETY: the loader keeps the image's file where it says, in memory marked as in use; the direct map has it.
     let image = unsafe { bytes_at(Hpa(boot.kernel_addr), boot.kernel_len) };
     symbols::init(image, boot.kernel_image_offset);
@@ -71,6 +82,13 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     // SAFETY: called once, with the loader's tables current; image, stack and direct map hold all that is still used:
     // `boot` is not touched any more.
     let image_pages = unsafe { paging::activate(&space) };
+    if let Some((hpa, layout)) = framebuffer
+        && let Some(length) = layout.bytes()
+    {
+        let pixels = paging::map_framebuffer(hpa, length as u64);
+        // SAFETY: just mapped for good. Nothing was drawn since the loader's tables went.
+        unsafe { screen::init(pixels, layout) };
+    }
     log::debug!("page tables: {image_pages} pages of image, {:?}", control::protections());
 
     gdt::init();
@@ -96,6 +114,15 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     // so no object of Rust's is in it.
     let memory = unsafe { GuestRam::new(pool) };
     Ready { memory, bundle }
+}
+
+/// The framebuffer, if the loader set one up: its address in the loader's tables, and its layout.
+fn framebuffer(boot: &BootInfo) -> Option<(u64, Layout)> {
+    let framebuffer = boot.framebuffer.as_ref()?;
+    let info = framebuffer.info();
+    let layout = Layout { width: info.width, height: info.height, stride: info.stride, pixel: info.bytes_per_pixel };
+    let start = framebuffer.buffer().as_ptr().expose_provenance() as u64;
+    (layout.bytes()? <= info.byte_len).then_some((start, layout))
 }
 
 /// A region of the loader's map, in our terms.

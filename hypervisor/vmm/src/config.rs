@@ -60,6 +60,8 @@ pub enum LogLevel {
 pub struct Bundle {
     /// A person sits at the console: prompt, echo, colours; the machine goes on when all VMs have ended.
     pub interactive: bool,
+    /// Somebody may look at the machine's screen: what goes to the serial port is drawn there too.
+    pub screen: bool,
     /// Level of the hypervisor's own log.
     pub log: LogLevel,
     /// The virtual machines, in the order of the file.

@@ -57,7 +57,6 @@ impl Qemu {
         command
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
             .args(["-machine", "pc", "-accel", accelerator, "-cpu", &model])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
             .args(["-m", &format!("{}M", memory >> 20)])
             .args(["-smp", &cpus.to_string()])
             .args(["-drive", &format!("format=raw,if=ide,file={}", comma_doubled(image))])
@@ -68,12 +67,13 @@ impl Qemu {
             .arg(log(directory))
             .current_dir(directory);
         if let Some(firmware) = &machine.uefi {
-            let drive = format!("if=pflash,format=raw,readonly=on,file={}", comma_doubled(firmware));
-            command.args(["-drive", &drive]);
+            command.arg("-bios").arg(firmware);
         }
-        if let Some(monitor) = &machine.monitor {
-            command.args(["-monitor", &format!("unix:{},server=on,wait=off", comma_doubled(monitor))]);
-        }
+        match &machine.monitor {
+            // With the means to end itself the machine would take its last picture along.
+            Some(monitor) => command.args(["-monitor", &format!("unix:{},server=on,wait=off", comma_doubled(monitor))]),
+            None => command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]),
+        };
         if self.accelerator == Accelerator::Tcg && !machine.interactive {
             command.args(["-icount", COUNTED]);
         }
@@ -109,7 +109,7 @@ mod tests {
         for part in ["-accel kvm -cpu host ", "-m 512M", "-smp 3", "file=/a,,b", "port=99", "isa-debug-exit"] {
             assert!(kvm.contains(part), "{part} is not in: {kvm}");
         }
-        assert!(!kvm.contains("icount") && !kvm.contains("pflash"), "{kvm}");
+        assert!(!kvm.contains("icount") && !kvm.contains("-bios"), "{kvm}");
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(tcg.contains("-accel tcg -cpu EPYC ") && tcg.contains("-icount shift=3"), "{tcg}");
         machine.interactive = true;
@@ -117,9 +117,6 @@ mod tests {
         machine.processor_options = Some(",svm=off".to_owned());
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(!tcg.contains("icount"), "a person's time is the wall's: {tcg}");
-        assert!(
-            tcg.contains("if=pflash,format=raw,readonly=on,file=/ovmf") && tcg.contains("-cpu EPYC,svm=off "),
-            "{tcg}"
-        );
+        assert!(tcg.contains("-bios /ovmf") && tcg.contains("-cpu EPYC,svm=off "), "{tcg}");
     }
 }

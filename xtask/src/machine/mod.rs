@@ -8,12 +8,13 @@ mod serial;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use regex::Regex;
 use tempfile::TempDir;
 use thiserror::Error;
@@ -22,11 +23,14 @@ pub use lines::Transcript;
 use serial::Serial;
 
 use crate::backend::{self, Backend};
+use crate::session::MONITOR;
 
 /// How long the port is silent before an unfinished line counts as one that the hypervisor has flushed.
 const SILENCE: Duration = Duration::from_millis(100);
 /// How long an emulator may take to end after the machine has said its last line.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a picture of the screen may take.
+const PICTURE_LIMIT: Duration = Duration::from_secs(30);
 /// How much of the emulator's own words goes into a report. Unit: lines.
 const WORDS: usize = 12;
 
@@ -90,6 +94,19 @@ enum Turn {
 
 /// Where the machine's output goes besides the transcript, as bytes, unchanged.
 pub type Sink = Box<dyn Write + Send>;
+
+/// Whether these are all the bytes of a PPM file (`P6 WIDTH HEIGHT 255`, then three bytes for each pixel).
+fn is_whole_picture(bytes: &[u8]) -> bool {
+    let mut fields = bytes.splitn(4, u8::is_ascii_whitespace);
+    let (Some(b"P6"), Some(width), Some(height), Some(rest)) =
+        (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return false;
+    };
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<usize>().ok();
+    let (Some(width), Some(height)) = (number(width), number(height)) else { return false };
+    rest.strip_prefix(b"255\n").is_some_and(|pixels| pixels.len() == width * height * 3)
+}
 
 /// A running machine.
 ///
@@ -203,6 +220,29 @@ impl Machine {
                 Err(Stop::Ended(verdict)) => return Ok(verdict),
                 Err(stop) => return Err(stop),
             }
+        }
+    }
+
+    /// A picture of the machine's screen: a PPM file's bytes. Of a machine that was asked for one only.
+    ///
+    /// # Errors
+    /// The emulator takes none.
+    pub fn picture(&self) -> Result<Vec<u8>> {
+        let file = self.directory.path().join("picture.ppm");
+        drop(fs::remove_file(&file));
+        let monitor = self.directory.path().join(MONITOR);
+        let mut monitor = UnixStream::connect(&monitor).context("this machine's emulator has no monitor")?;
+        writeln!(monitor, "screendump {}", file.display())?;
+        let started = Instant::now();
+        // The file grows until it is whole; the monitor's prompt behind the command's echo says when, to whom reads it.
+        loop {
+            if let Ok(bytes) = fs::read(&file)
+                && is_whole_picture(&bytes)
+            {
+                return Ok(bytes);
+            }
+            ensure!(started.elapsed() < PICTURE_LIMIT, "the emulator took no picture");
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

@@ -20,7 +20,7 @@ fn vm(name: &str, kernel: Blob) -> VmConfig {
 }
 
 fn bundle(vms: Vec<VmConfig>) -> Bundle {
-    Bundle { interactive: true, log: LogLevel::Debug, vms }
+    Bundle { interactive: true, screen: false, log: LogLevel::Debug, vms }
 }
 
 fn small() -> Vec<u8> {

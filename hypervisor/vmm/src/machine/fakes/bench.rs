@@ -175,6 +175,7 @@ impl Bench {
         let images: Vec<&[u8]> = self.guests.iter().map(|guest| guest.image.as_slice()).collect();
         let describe = |blobs: &[Blob]| Bundle {
             interactive: self.interactive,
+            screen: false,
             log: LogLevel::Info,
             vms: self.guests.iter().zip(blobs).map(|(guest, &kernel)| configuration(guest, kernel)).collect(),
         };

@@ -552,12 +552,19 @@ impl GuestMemory {
     ) -> Result<Flush, MapError> {
         let mut flush = Flush::default();
         let writable = self.extents.iter().map(|extent| (extent, Access::RWX));
-        for (extent, access) in writable.chain(self.roms.iter().map(|(extent, access)| (extent, *access))) {
-            flush = flush.and(tables.map(host, frames, extent.gpa, extent.hpa, extent.length, access)?);
-        }
         let backed: Vec<_> = self.lazy.iter().flat_map(|lazy| lazy.frames(host)).collect();
+        let mut map = |flush: Flush, gpa, hpa, length, access| {
+            // A single page next to others: the tables to it are there already.
+            if length == PAGE_4K && tables.map_absent(host, gpa, hpa, access) {
+                return Ok(flush);
+            }
+            Ok(flush.and(tables.map(host, frames, gpa, hpa, length, access)?))
+        };
+        for (extent, access) in writable.chain(self.roms.iter().map(|(extent, access)| (extent, *access))) {
+            flush = map(flush, extent.gpa, extent.hpa, extent.length, access)?;
+        }
         for (gpa, hpa, size) in backed {
-            flush = flush.and(tables.map(host, frames, gpa, hpa, size.bytes(), Access::RWX)?);
+            flush = map(flush, gpa, hpa, size.bytes(), Access::RWX)?;
         }
         Ok(flush)
     }

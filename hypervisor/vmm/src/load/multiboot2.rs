@@ -57,7 +57,10 @@ const LOAD_FROM_START: u32 = u32::MAX;
 /// Where the header is: its offset. `None` where there is none with a right checksum.
 pub fn find_header(image: &[u8]) -> Option<usize> {
     let window = &image[..image.len().min(SEARCH_END)];
-    (0..window.len()).step_by(8).find(|&offset| {
+    // Most images have none, and every VM that starts waits for that answer: few words are looked at twice.
+    let words = window.as_chunks::<8>().0.iter().zip((0..).step_by(8));
+    let magics = words.filter(|(word, _)| word[..4] == HEADER_MAGIC.to_le_bytes());
+    magics.map(|(_, offset)| offset).find(|&offset| {
         let Some(header) = window.get(offset..).and_then(|rest| rest.first_chunk::<HEADER_SIZE>()) else {
             return false;
         };

@@ -27,6 +27,7 @@ mod refused_bundle;
 mod refused_on_host;
 mod refused_processor;
 mod refused_vms;
+mod seabios;
 mod ticker;
 mod triple;
 mod uefi;
@@ -56,6 +57,7 @@ fn main() {
         uefi::SCENARIO,
         lazy::SCENARIO,
         demo::SCENARIO,
+        seabios::SCENARIO,
         debian_power_off::SCENARIO,
         debian_reboot::SCENARIO,
         debian_beside_hog::SCENARIO,

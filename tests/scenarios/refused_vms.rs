@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lamina_tests::{Needs, Running, Scenario, Stage};
-use lamina_vmm::config::{Blob, Bundle, VmConfig};
+use lamina_vmm::config::{Blob, Boot, Bundle, Vga, VmConfig};
 
 pub const SCENARIO: Scenario = Scenario { name: "refused_vms", needs: Needs::Machine, limit: 300, long: false, run };
 
@@ -29,7 +29,7 @@ fn run(stage: &Stage) -> Result<()> {
 }
 
 /// The bad VMs in the order of the bundle, and what the reason must speak of.
-const REFUSED: [(&str, &str); 7] = [
+const REFUSED: [(&str, &str); 13] = [
     // These names are not to be had; a line of the console's is told by its number.
     ("vm-1", "name"),
     ("vm-2", "name"),
@@ -38,6 +38,12 @@ const REFUSED: [(&str, &str); 7] = [
     ("odd", "memory"),
     ("many", "vcpus"),
     ("cut", "cut off"),
+    ("told", "cmdline"),
+    ("small", "memory"),
+    ("torn", "firmware: .* 4097 bytes"),
+    ("scratched", "cdrom: 2049 bytes"),
+    ("blank", "cdrom: .* ISO 9660"),
+    ("dark", "vga: no VGA BIOS"),
 ];
 
 fn refused(machine: &mut Running, name: &str, words: &str) -> Result<()> {
@@ -47,22 +53,37 @@ fn refused(machine: &mut Running, name: &str, words: &str) -> Result<()> {
 fn with_bad_vms(mut packed: Vec<u8>) -> Result<Vec<u8>> {
     let mut bundle: Bundle = postcard::from_bytes(packed.get(DESCRIPTION..).context("no description")?)?;
     let good = bundle.vms.first().cloned().context("no VM")?;
-    let kernel = good.kernel;
+    let (_, kernel) = good.boot.part();
     let bad = |name: &str, change: &dyn Fn(&mut VmConfig)| {
         let mut vm = VmConfig { name: name.to_owned(), ..good.clone() };
         change(&mut vm);
         vm
     };
+    let firmware = |name: &str, length: u64, change: &dyn Fn(&mut VmConfig)| {
+        bad(name, &|vm| {
+            vm.boot = Boot::Firmware(Blob { length, ..kernel });
+            vm.cmdline.clear();
+            change(vm);
+        })
+    };
     let length = packed.len() as u64;
     bundle.vms.extend([
         bad("good", &|_| {}),
         bad("lamina", &|_| {}),
-        bad("beyond", &|vm| vm.kernel = Blob { offset: kernel.offset, length: length * 2 }),
+        bad("beyond", &|vm| vm.boot = Boot::Kernel(Blob { offset: kernel.offset, length: length * 2 })),
         bad("huge", &|vm| vm.memory = 1 << 40),
         bad("odd", &|vm| vm.memory = (16 << 20) + 1),
         bad("many", &|vm| vm.vcpus = 200),
         // An image whose header speaks of more than there is.
-        bad("cut", &|vm| vm.kernel = Blob { length: 0x200, ..kernel }),
+        bad("cut", &|vm| vm.boot = Boot::Kernel(Blob { length: 0x200, ..kernel })),
+        // Firmware with what only a kernel is given, without memory, and that is not whole pages.
+        bad("told", &|vm| vm.boot = Boot::Firmware(kernel)),
+        firmware("small", 4096, &|vm| vm.memory = 4096),
+        firmware("torn", 4097, &|_| {}),
+        // CDs of no whole block, and without a volume.
+        bad("scratched", &|vm| vm.cdrom = Some(Blob { length: 2049, ..kernel })),
+        bad("blank", &|vm| vm.cdrom = Some(Blob { length: 4096, ..kernel })),
+        bad("dark", &|vm| vm.vga = Some(Vga { bios: Some(Blob { length: 4096, ..kernel }) })),
     ]);
     let description = postcard::to_allocvec(&bundle)?;
     let end = DESCRIPTION + description.len();

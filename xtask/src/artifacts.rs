@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::config::Source;
 use crate::setup::archive::host_architecture;
 use crate::setup::debian::{self, Package};
-use crate::{initramfs, paths, report};
+use crate::{initramfs, paths, report, rescue};
 
 /// What kernel and guests are built for.
 pub const TARGET: &str = "x86_64-unknown-none";
@@ -43,6 +43,10 @@ pub fn locate(source: &Source) -> Result<PathBuf> {
         Source::Guest(name) => build(&format!("guest-{name}"), name),
         Source::Debian { package, file } => debian::image(package, file.as_deref()),
         Source::Busybox(architecture) => busybox(architecture),
+        Source::Rescue { menu, files } => {
+            let files = files.iter().map(|(path, source)| Ok((path.as_str(), locate(source)?)));
+            rescue::image(menu, &files.collect::<Result<Vec<_>>>()?)
+        }
     }
 }
 

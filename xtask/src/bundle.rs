@@ -6,10 +6,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use lamina_vmm::config::{Blob, Bundle, ModuleConfig, VmConfig, encode};
+use lamina_vmm::config::{
+    self as packed, Blob, Bundle, MediumError, ModuleConfig, VmConfig, check_cdrom, check_firmware, check_vga_bios,
+    encode,
+};
+use lamina_vmm::layout::HIGH_MEMORY;
 use lamina_vmm::load::{self, LoadArgs, LoadError, Part};
 
-use crate::config::{Config, ConfigError, Source, Vm, size};
+use crate::config::{Boot, Config, ConfigError, Source, Vm, size};
 
 /// The images of a configuration, read into memory.
 #[derive(Debug, Default)]
@@ -45,23 +49,46 @@ impl Images {
     /// An image is of no known format, lies about its sizes, or does not fit.
     pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
         for vm in &config.vms {
+            self.check_media(config, vm)?;
+            let Boot::Kernel(kernel) = &vm.boot else { continue };
             let modules: Vec<_> = vm
                 .modules
                 .iter()
                 .map(|module| load::Module { bytes: self.get(&module.source), cmdline: &module.cmdline })
                 .collect();
             let initrd = vm.initrd.as_ref().map(|initrd| self.get(initrd));
-            let args = LoadArgs { initrd, modules: &modules, cmdline: &vm.cmdline, ..LoadArgs::default() };
-            if let Err(error) = load::check(self.get(&vm.kernel), vm.memory, &args) {
-                return Err(refusal(config, vm, error));
+            let text_screen = vm.vga.is_some();
+            let args = LoadArgs { initrd, modules: &modules, cmdline: &vm.cmdline, text_screen, ..LoadArgs::default() };
+            if let Err(error) = load::check(self.get(kernel), vm.memory, &args) {
+                return Err(refusal(config, vm, kernel, error));
             }
+        }
+        Ok(())
+    }
+
+    /// Checks firmware, VGA BIOS and CD of a VM.
+    fn check_media(&self, config: &Config, vm: &Vm) -> Result<(), ConfigError> {
+        for (key, source) in vm.sources() {
+            let check: fn(&[u8]) -> Result<(), MediumError> = match key {
+                "firmware" => check_firmware,
+                "vga" => check_vga_bios,
+                "cdrom" => check_cdrom,
+                _ => continue,
+            };
+            check(self.get(source)).map_err(|error| config.refuse(&vm.name, key, source, error.to_string()))?;
+        }
+        if let Boot::Firmware(_) = vm.boot
+            && vm.memory < HIGH_MEMORY.0
+        {
+            let reason = format!("a VM with firmware needs {} at least", size::format(HIGH_MEMORY.0));
+            return Err(config.refuse(&vm.name, "memory", format!("\"{}\"", size::format(vm.memory)), reason));
         }
         Ok(())
     }
 }
 
 /// Says which key of the VM is to blame for what the loader found.
-fn refusal(config: &Config, vm: &Vm, error: LoadError) -> ConfigError {
+fn refusal(config: &Config, vm: &Vm, kernel: &Source, error: LoadError) -> ConfigError {
     let part = match error {
         LoadError::OutsideMemory { part, .. }
         | LoadError::Overlap { part, .. }
@@ -75,17 +102,14 @@ fn refusal(config: &Config, vm: &Vm, error: LoadError) -> ConfigError {
         (Part::Initrd, Some(initrd), _) => ("initrd", initrd.to_string()),
         (Part::Module, _, Some(module)) => ("modules: path", module.source.to_string()),
         (Part::CommandLine, ..) => ("cmdline", format!("{:?}", vm.cmdline)),
-        _ => ("kernel", vm.kernel.to_string()),
+        _ => ("kernel", kernel.to_string()),
     };
     let given = if memory { format!(" (memory = \"{}\")", size::format(vm.memory)) } else { String::new() };
     config.refuse(&vm.name, key, value, format!("{error}{given}"))
 }
 
 fn sources(config: &Config) -> impl Iterator<Item = &Source> {
-    config.vms.iter().flat_map(|vm| {
-        let modules = vm.modules.iter().map(|module| &module.source);
-        std::iter::once(&vm.kernel).chain(&vm.initrd).chain(modules)
-    })
+    config.vms.iter().flat_map(|vm| vm.sources().map(|(_, source)| source))
 }
 
 /// Who will be there.
@@ -123,7 +147,10 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], audience: Audi
         .iter()
         .map(|vm| VmConfig {
             name: vm.name.clone(),
-            kernel: blob(&vm.kernel),
+            boot: match &vm.boot {
+                Boot::Kernel(source) => packed::Boot::Kernel(blob(source)),
+                Boot::Firmware(source) => packed::Boot::Firmware(blob(source)),
+            },
             initrd: vm.initrd.as_ref().map(blob),
             modules: vm
                 .modules
@@ -136,6 +163,10 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], audience: Audi
             vcpus: vm.vcpus,
             weight: vm.weight,
             cpu: vm.cpu.clone(),
+            cdrom: vm.cdrom.as_ref().map(blob),
+            vga: vm.vga.as_ref().map(|vga| packed::Vga { bios: vga.bios.as_ref().map(blob) }),
+            hpet: vm.hpet,
+            fw_cfg: vm.fw_cfg.clone(),
         })
         .collect();
     Bundle { interactive: audience.terminal, screen: audience.screen, log: config.log, vms }
@@ -193,12 +224,66 @@ mod tests {
         assert_eq!(bundle.log, lamina_vmm::config::LogLevel::Warn);
         let [a, b] = bundle.vms.as_slice() else { panic!("{bundle:?}") };
         let bytes = |blob| blob_bytes(&packed, blob).unwrap();
-        assert_eq!(bytes(a.kernel), elf(5000));
+        let packed::Boot::Kernel(kernel) = a.boot else { panic!("{a:?}") };
+        assert_eq!(bytes(kernel), elf(5000));
         assert_eq!(bytes(a.initrd.unwrap()), b"ramdisk");
         assert_eq!((a.cmdline.as_str(), a.memory, a.weight), ("x y", 8 << 20, 3));
-        assert_eq!(a.kernel, b.kernel, "one image is packed once");
+        assert_eq!(a.boot, b.boot, "one image is packed once");
         assert_eq!(bytes(b.modules[0].blob), [7; 4096]);
         assert_eq!(b.modules[0].cmdline, "m");
+    }
+
+    #[test]
+    fn firmware_and_media_that_are_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(directory.path().join(name), bytes).unwrap();
+        let mut iso = vec![0; 0x9000];
+        iso[0x8001..0x8006].copy_from_slice(b"CD001");
+        write("rom", &[0; 0x2000]);
+        write("odd", &[0; 0x2001]);
+        write("large", &vec![0; (16 << 20) + 4096]);
+        write("empty", b"");
+        write("iso", &iso);
+        write("blank", &[0; 0x9000]);
+        write("vga", &[0x55, 0xaa, 1, 0]);
+        let check = |keys: &str| {
+            let (config, images) = config(directory.path(), &format!("[[vm]]\nname = \"a\"\n{keys}"));
+            images.check(&config).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("firmware = \"rom\"\ncdrom = \"iso\""), Ok(()));
+        for (keys, parts) in [
+            ("firmware = \"odd\"", ["firmware = ", "8193 bytes"]),
+            ("firmware = \"large\"", ["firmware = ", "16 MiB at most"]),
+            ("firmware = \"empty\"", ["firmware = ", "empty"]),
+            ("firmware = \"rom\"\nmemory = \"512K\"", ["memory = \"512K\"", "1M at least"]),
+            ("firmware = \"rom\"\ncdrom = \"odd\"", ["cdrom = ", "8193 bytes"]),
+            ("firmware = \"rom\"\ncdrom = \"blank\"", ["cdrom = ", "no ISO 9660 volume"]),
+            ("firmware = \"rom\"\ncdrom = \"empty\"", ["cdrom = ", "empty"]),
+            ("firmware = \"rom\"\nvga = \"vga\"", ["vga = ", "no VGA BIOS"]),
+        ] {
+            let message = check(keys).unwrap_err();
+            assert!(message.starts_with("some.toml: [[vm]] \"a\": "), "{message}");
+            for part in parts {
+                assert!(message.contains(part), "{part:?} is not in: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn everything_of_a_firmware_vm_is_packed() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["rom", "vga", "iso"] {
+            std::fs::write(directory.path().join(name), name).unwrap();
+        }
+        let keys = "firmware = \"rom\"\nvga = \"vga\"\ncdrom = \"iso\"\nhpet = true";
+        let (config, images) = config(directory.path(), &format!("[[vm]]\nname = \"a\"\n{keys}"));
+        let packed = pack(&config, &images, false).unwrap();
+        let bundle = parse(&packed).unwrap();
+        let vm = &bundle.vms[0];
+        let bytes = |blob| blob_bytes(&packed, blob).unwrap();
+        assert_eq!((vm.boot.part().0, bytes(vm.boot.part().1)), ("firmware", &b"rom"[..]));
+        assert_eq!((bytes(vm.cdrom.unwrap()), bytes(vm.vga.unwrap().bios.unwrap())), (&b"iso"[..], &b"vga"[..]));
+        assert!(vm.hpet);
     }
 
     /// The smallest 64-bit ELF file that loads: one segment of `memory` bytes at 1 MiB, of which none are in the file.

@@ -21,6 +21,7 @@ pub mod initramfs;
 pub mod machine;
 pub mod paths;
 pub mod report;
+pub mod rescue;
 pub mod run;
 pub mod session;
 pub mod setup;

@@ -26,7 +26,7 @@ const KEY_MASK: u16 = 0xbfff;
 /// Most files.
 const FILES_MAX: usize = 0x1000;
 /// Longest name in the directory; a zero byte follows. Unit: bytes.
-const NAME_MAX: usize = 55;
+const NAME_MAX: usize = lamina_vmm::config::FW_CFG_NAME_MAX;
 /// Interface: ports, and DMA.
 const ID: u32 = 0b11;
 /// Number of processors.

@@ -8,6 +8,7 @@
 
 use crate::clock::Clock;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::layout;
 
 /// Rate of the counter: 16 ns per tick. Unit: Hz.
 pub const HPET_HZ: u64 = 62_500_000;
@@ -16,7 +17,8 @@ const PERIOD_FS: u64 = 16_000_000;
 /// Timers.
 pub const TIMERS: usize = 3;
 /// Revision 1, three timers, a counter of 64 bits, legacy replacement, vendor.
-const CAPABILITIES: u64 = PERIOD_FS << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | (TIMERS as u64 - 1) << 8 | 1;
+const CAPABILITIES: u64 = PERIOD_FS << 32 | layout::HPET_BLOCK_ID as u64;
+const _: () = assert!(layout::HPET_BLOCK_ID as usize >> 8 & 0x1f == TIMERS - 1);
 /// I/O APIC pins that a timer can be routed to: those of no ISA interrupt.
 const PINS: u32 = 0x00f0_0000;
 /// The least time between two interrupts of a periodic timer: a guest that asks for more would get nothing else done.

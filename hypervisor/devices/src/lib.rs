@@ -12,6 +12,7 @@ extern crate alloc;
 pub mod acpi_pm;
 pub mod atapi;
 pub mod clock;
+pub mod debug_port;
 pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;

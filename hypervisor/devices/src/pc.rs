@@ -13,6 +13,7 @@ mod ports;
 
 use crate::acpi_pm::AcpiPm;
 use crate::atapi::Cdrom;
+use crate::debug_port::DebugPort;
 use crate::fw_cfg::FwCfg;
 use crate::hpet::{self, Hpet};
 use crate::i8042::I8042;
@@ -36,8 +37,6 @@ use lamina_vmm::dma::{DmaRequest, TRANSFER_MAX};
 use lamina_vmm::layout;
 use ports::Port;
 
-/// Interrupt line of the keyboard.
-const KEYBOARD_IRQ: u8 = 1;
 /// Stands for "no timer is running" among deadlines: a guest's TSC does not get there.
 const NEVER: u64 = u64::MAX;
 /// Registers of the local APIC below this offset (task priority, EOI and the like) do not concern its timer.
@@ -84,6 +83,7 @@ pub struct Pc {
     ide: Option<Ide>,
     vga: Option<Vga>,
     hpet: Option<Hpet>,
+    debug: DebugPort,
     /// Port 0xcf9.
     reset_control: u8,
     /// The last power-on self-test code (port 0x80).
@@ -131,6 +131,7 @@ impl Chipset for Pc {
             ide: has_ide(extras).then(|| Ide::new(extras.cdrom.map(Cdrom::new))),
             vga: extras.vga.then(|| Vga::new(setup.tsc, setup.now)),
             hpet: extras.hpet.then(|| Hpet::new(setup.tsc, setup.now)),
+            debug: DebugPort::default(),
             reset_control: 0,
             post: 0,
             shutdown: 0,
@@ -318,10 +319,14 @@ impl Chipset for Pc {
         }
     }
 
+    fn take_debug_line(&mut self) -> Option<String> {
+        self.debug.take_line()
+    }
+
     fn type_key(&mut self, now: Tsc, key: Key) -> bool {
         self.advance(now);
         let typed = self.i8042.type_key(key);
-        self.drive(KEYBOARD_IRQ, self.i8042.irq());
+        self.drive(layout::KEYBOARD_IRQ, self.i8042.irq());
         typed
     }
 

@@ -22,7 +22,7 @@ fn setup() -> ChipsetSetup {
 fn all_extras() -> Extras {
     let files = vec![FirmwareFile::number("etc/sercon-port", 0x3f8)];
     let image: Vec<u8> = (0..8 * 2048usize).map(|n| (n / 2048).to_le_bytes()[0]).collect();
-    Extras { firmware: Some(files), vga: true, hpet: true, cdrom: Some(image.leak()) }
+    Extras { firmware: Some(files), vga: true, hpet: true, cdrom: Some(image.leak()), debug_port: true }
 }
 
 fn pc() -> Pc {

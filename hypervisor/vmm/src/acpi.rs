@@ -2,7 +2,8 @@
 //!
 //! Owns what firmware would leave in memory for the guest to find: RSDP, XSDT, FADT, FACS, MADT and DSDT, in the
 //! reserved area at [`FIRMWARE_TABLES`], RSDP first, so that a guest that looks for it (on 16-byte boundaries from
-//! 0xe0000 on) finds it at once. Describes the PC that [`crate::layout`] lays out; has no state and no devices.
+//! 0xe0000 on) finds it at once. Firmware gets the same tables as files, with a script that says how to place them
+//! ([`firmware`]). Describes the PC that [`crate::layout`] lays out; has no state and no devices.
 //!
 //! The PC is in ACPI mode from the start (SMI_CMD is 0), so a guest has nothing to switch on.
 
@@ -20,12 +21,15 @@ use lamina_arch::addr::Gpa;
 
 use crate::host::HostMemory;
 use crate::layout::{
-    FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, IOAPIC, LAPIC, PIT_GSI, PIT_IRQ, PM_TIMER_PORT, PM1A_CONTROL_PORT,
-    PM1A_EVENT_PORT, RESET_PORT, SCI_IRQ,
+    FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HPET, HPET_BLOCK_ID, IOAPIC, LAPIC, PIT_GSI, PIT_IRQ, PM_TIMER_PORT,
+    PM1A_CONTROL_PORT, PM1A_EVENT_PORT, RESET_PORT, SCI_IRQ,
 };
 use crate::memory::{GuestMemory, NotMemory};
 
 mod dsdt;
+mod firmware;
+
+pub use firmware::firmware_files;
 
 const OEM_ID: [u8; 6] = *b"LAMINA";
 const OEM_TABLE_ID: [u8; 8] = *b"LAMINAPC";
@@ -38,12 +42,29 @@ const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 /// FADT, IAPC_BOOT_ARCH: there are devices at ISA addresses.
 const LEGACY_DEVICES: u16 = 1 << 0;
+/// FADT, IAPC_BOOT_ARCH: there is a keyboard controller.
+const KEYBOARD_CONTROLLER: u16 = 1 << 1;
 /// FADT, IAPC_BOOT_ARCH: do not look for a VGA.
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 /// FADT: offset of the century in CMOS.
 const CMOS_CENTURY: u8 = 0x32;
 /// DSDT revision: integers have 64 bits from 2 on.
 const DSDT_REVISION: u8 = 2;
+/// RSDP: the addresses of RSDT and XSDT, offset and width.
+const RSDP_RSDT: (usize, u8) = (16, 4);
+const RSDP_XSDT: (usize, u8) = (24, 8);
+/// RSDP: its two checksums, each with the length that it is for; the second is for the first one, too.
+const RSDP_CHECKSUMS: [(usize, usize); 2] = [(8, 20), (32, 36)];
+/// RSDT revision.
+const RSDT_REVISION: u8 = 1;
+/// HPET table revision.
+const HPET_TABLE_REVISION: u8 = 1;
+/// HPET table: what a periodic timer needs between two interrupts so that none is lost. Unit: ticks of its counter.
+const HPET_LEAST_TICK: u16 = 1000;
+/// Size of the header that all tables but the FACS begin with. Unit: bytes.
+const SDT_HEADER: usize = 36;
+/// FADT: FIRMWARE_CTRL, DSDT and X_DSDT, offset and width.
+const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
 /// MADT revision of ACPI 6.5.
 const MADT_REVISION: u8 = 6;
 /// MADT, flags: there is a pair of 8259s, too.
@@ -54,6 +75,20 @@ const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
 const ALL_PROCESSORS: u8 = 0xff;
 /// What the I/O APIC's ID register holds after reset.
 const IOAPIC_ID: u8 = 0;
+
+/// The parts of a PC that not every VM has, or not so many of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts<'a> {
+    /// Local APIC IDs of the processors, the boot processor first.
+    pub apic_ids: &'a [u8],
+    /// Somebody may type on a keyboard. Where nobody does, none is told of: a guest that looks for one there takes its
+    /// time.
+    pub keyboard: bool,
+    /// There is a VGA display adapter.
+    pub vga: bool,
+    /// There is a high precision event timer.
+    pub hpet: bool,
+}
 
 /// Bytes for guest memory at [`FIRMWARE_TABLES`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,17 +116,75 @@ impl Tables {
 
 /// Tables on their way into one piece of memory.
 struct Area {
+    /// Where its first byte will be.
+    base: Gpa,
     bytes: Vec<u8>,
+    /// Every address in the bytes: offset and width.
+    pointers: Vec<(usize, u8)>,
+    /// Every table with a checksum: offset and length.
+    summed: Vec<(usize, usize)>,
 }
 
 impl Area {
-    /// Puts `table` at the next multiple of `align` and returns its address.
-    fn add(&mut self, table: &[u8], align: usize) -> Gpa {
-        self.bytes.resize(self.bytes.len().next_multiple_of(align), 0);
-        let at = FIRMWARE_TABLES + self.bytes.len() as u64;
-        self.bytes.extend_from_slice(table);
-        at
+    fn new(base: Gpa, reserved: usize) -> Area {
+        Area { base, bytes: vec![0; reserved], pointers: Vec::new(), summed: Vec::new() }
     }
+
+    /// Puts `table`, with addresses at these offsets and of these widths in it, at the next multiple of `align`, and
+    /// returns its address.
+    fn add(&mut self, table: &[u8], align: usize, pointers: &[(usize, u8)]) -> Gpa {
+        self.bytes.resize(self.bytes.len().next_multiple_of(align), 0);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(table);
+        self.pointers.extend(pointers.iter().map(|&(offset, width)| (start + offset, width)));
+        // The FACS alone has none.
+        if !table.starts_with(b"FACS") {
+            self.summed.push((start, table.len()));
+        }
+        self.base + start as u64
+    }
+
+    /// Puts all tables of a PC with these `parts` there.
+    fn add_all(&mut self, parts: &Parts<'_>) -> Roots {
+        let facs = self.add(&to_bytes(&FACS::new()), 64, &[]);
+        let dsdt = self.add(&dsdt::build(parts.keyboard), 16, &[]);
+        let mut listed = vec![self.add(&fadt(facs, dsdt, parts), 16, &FADT_POINTERS)];
+        listed.push(self.add(&madt(parts.apic_ids), 16, &[]));
+        if parts.hpet {
+            listed.push(self.add(&hpet(), 16, &[]));
+        }
+        let mut rsdt = Sdt::new(*b"RSDT", 36, RSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        for table in &listed {
+            rsdt.append_slice(&low32(*table).to_le_bytes());
+            xsdt.add_entry(table.0);
+        }
+        let entries =
+            |width: u8| -> Vec<_> { (0..listed.len()).map(|n| (SDT_HEADER + usize::from(width) * n, width)).collect() };
+        let rsdt = self.add(rsdt.as_slice(), 16, &entries(4));
+        Roots { rsdt, xsdt: self.add(&to_bytes(&xsdt), 16, &entries(8)) }
+    }
+}
+
+/// The two lists of tables. The old one is for who was written before ACPI 2.0, or as if: GRUB's `halt`.
+struct Roots {
+    rsdt: Gpa,
+    xsdt: Gpa,
+}
+
+/// The pointer to the lists, with its checksums (ACPI Specification 6.5, "Root System Description Pointer (RSDP)").
+fn rsdp(roots: &Roots) -> Vec<u8> {
+    let mut bytes = to_bytes(&Rsdp::new(OEM_ID, roots.xsdt.0));
+    for (place, byte) in bytes.iter_mut().skip(RSDP_RSDT.0).zip(low32(roots.rsdt).to_le_bytes()) {
+        *place = byte;
+    }
+    for (at, length) in RSDP_CHECKSUMS {
+        let sum = bytes.iter().take(length).fold(0u8, |sum, &byte| sum.wrapping_add(byte));
+        if let Some(place) = bytes.get_mut(at) {
+            *place = place.wrapping_sub(sum);
+        }
+    }
+    bytes
 }
 
 const _: () = assert!(FIRMWARE_TABLES.0 + FIRMWARE_TABLES_SIZE <= 1 << 32, "addresses must fit the 32-bit fields");
@@ -102,19 +195,11 @@ fn to_bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// The tables of a PC whose processors have the local APIC IDs `apic_ids`, the boot processor first.
-pub fn build(apic_ids: &[u8]) -> Tables {
+/// The tables of a PC with these `parts`.
+pub fn build(parts: &Parts<'_>) -> Tables {
     let rsdp_size = Rsdp::len();
-    let mut area = Area { bytes: vec![0; rsdp_size] };
-    let facs = area.add(&to_bytes(&FACS::new()), 64);
-    let dsdt = area.add(&dsdt::build(), 16);
-    let fadt = area.add(&fadt(facs, dsdt), 16);
-    let madt = area.add(&madt(apic_ids), 16);
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    xsdt.add_entry(fadt.0);
-    xsdt.add_entry(madt.0);
-    let xsdt = area.add(&to_bytes(&xsdt), 16);
-    let rsdp = to_bytes(&Rsdp::new(OEM_ID, xsdt.0));
+    let mut area = Area::new(FIRMWARE_TABLES, rsdp_size);
+    let rsdp = rsdp(&area.add_all(parts));
     let mut bytes = area.bytes;
     bytes.splice(..rsdp_size, rsdp);
     Tables { bytes, rsdp: FIRMWARE_TABLES }
@@ -126,9 +211,8 @@ fn low32(address: Gpa) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// Fixed hardware. No keyboard controller is told of: nothing is plugged into ours, and a guest that looks for a
-/// keyboard there waits for answers that do not come.
-fn fadt(facs: Gpa, dsdt: Gpa) -> Vec<u8> {
+/// Fixed hardware.
+fn fadt(facs: Gpa, dsdt: Gpa, parts: &Parts<'_>) -> Vec<u8> {
     let port = |port: u16, bits, access| GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port));
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .firmware_ctrl_32(low32(facs))
@@ -154,10 +238,24 @@ fn fadt(facs: Gpa, dsdt: Gpa) -> Vec<u8> {
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.century = CMOS_CENTURY;
-    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
+    let keyboard = if parts.keyboard { KEYBOARD_CONTROLLER } else { 0 };
+    let screen = if parts.vga { 0 } else { VGA_NOT_PRESENT };
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | keyboard | screen).into();
     fadt.reset_reg = port(RESET_PORT, 8, AccessSize::ByteAccess);
     fadt.reset_value = RESET_VALUE;
     to_bytes(&fadt.finalize())
+}
+
+/// Where the high precision event timer is (IA-PC HPET Specification 1.0a, "The HPET Description Table").
+fn hpet() -> Vec<u8> {
+    let mut hpet = Sdt::new(*b"HPET", 36, HPET_TABLE_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    hpet.append_slice(&HPET_BLOCK_ID.to_le_bytes());
+    hpet.append_slice(&to_bytes(&GAS::new(AddressSpace::SystemMemory, 64, 0, AccessSize::Undefined, HPET.0)));
+    // Its number, the least tick of a periodic timer, page protection (none).
+    hpet.append_slice(&[0]);
+    hpet.append_slice(&HPET_LEAST_TICK.to_le_bytes());
+    hpet.append_slice(&[0]);
+    hpet.as_slice().to_vec()
 }
 
 /// Interrupt controllers and how the ISA interrupts reach them.
@@ -188,6 +286,8 @@ fn madt(apic_ids: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    const PLAIN: Parts<'static> = Parts { apic_ids: &[0], keyboard: false, vga: false, hpet: false };
+
     /// Number at `offset`, little-endian.
     fn number(bytes: &[u8], offset: usize, width: usize) -> u64 {
         bytes[offset..offset + width].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
@@ -208,7 +308,7 @@ mod tests {
     }
 
     fn all() -> (Tables, Vec<u8>, Vec<u8>) {
-        let tables = build(&[0]);
+        let tables = build(&PLAIN);
         let xsdt = table(&tables, number(&tables.bytes, 24, 8), b"XSDT");
         assert_eq!(xsdt.len(), 36 + 2 * 8);
         let fadt = table(&tables, number(&xsdt, 36, 8), b"FACP");
@@ -222,7 +322,14 @@ mod tests {
         assert!(tables.bytes.len() as u64 <= FIRMWARE_TABLES_SIZE);
         assert_eq!(&tables.bytes[..8], b"RSD PTR ");
         assert!(sums_to_zero(&tables.bytes[..20]) && sums_to_zero(&tables.bytes[..36]));
-        assert_eq!((tables.bytes[15], number(&tables.bytes, 16, 4)), (2, 0), "revision, no RSDT");
+        assert_eq!(tables.bytes[15], 2, "revision");
+        let [rsdt, xsdt] = [
+            table(&tables, number(&tables.bytes, 16, 4), b"RSDT"),
+            table(&tables, number(&tables.bytes, 24, 8), b"XSDT"),
+        ];
+        let listed =
+            |list: &[u8], width| -> Vec<_> { list[36..].chunks(width).map(|entry| number(entry, 0, width)).collect() };
+        assert_eq!(listed(&rsdt, 4), listed(&xsdt, 8));
         assert!(tables.rsdp.is_aligned(16));
     }
 
@@ -243,6 +350,21 @@ mod tests {
         assert_eq!((number(&fadt, 76, 4), fadt[91], gas(208)), (0x608, 4, (0x0300_2001, 0x608)));
         assert_eq!((gas(116), fadt[128]), ((0x0100_0801, 0xcf9), 6));
         assert_eq!(number(&fadt, 112, 4), 0b101_0110_0101);
+    }
+
+    #[test]
+    fn what_a_vm_has_beyond_is_told() {
+        let (_, fadt, _) = all();
+        assert_eq!(number(&fadt, 109, 2), 0b101, "ISA devices, no keyboard, no VGA");
+        let tables = build(&Parts { keyboard: true, vga: true, hpet: true, ..PLAIN });
+        let xsdt = table(&tables, number(&tables.bytes, 24, 8), b"XSDT");
+        assert_eq!(xsdt.len(), 36 + 3 * 8);
+        assert_eq!(number(&table(&tables, number(&xsdt, 36, 8), b"FACP"), 109, 2), 0b011);
+        let hpet = table(&tables, number(&xsdt, 52, 8), b"HPET");
+        assert_eq!((hpet.len(), hpet[40], number(&hpet, 44, 8)), (56, 0, 0xfed0_0000));
+        let keyboard = 0x41d0_0303_u32.to_be_bytes();
+        let tells = |dsdt: Vec<u8>| dsdt.windows(4).any(|window| window == keyboard);
+        assert_eq!((tells(dsdt::build(true)), tells(dsdt::build(false))), (true, false));
     }
 
     #[test]
@@ -271,7 +393,7 @@ mod tests {
 
     #[test]
     fn the_dsdt_names_what_a_guest_looks_for() {
-        let dsdt = dsdt::build();
+        let dsdt = dsdt::build(false);
         assert!(sums_to_zero(&dsdt));
         let holds = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
         // Name (_S5, Package {5, 5, 0, 0})

@@ -45,6 +45,10 @@ pub struct Extras {
     pub hpet: bool,
     /// An IDE controller with a CD-ROM drive, in which this image lies.
     pub cdrom: Option<&'static [u8]>,
+    /// The port where firmware writes what it does ([`layout::DEBUG_PORT`]).
+    ///
+    /// [`layout::DEBUG_PORT`]: crate::layout::DEBUG_PORT
+    pub debug_port: bool,
 }
 
 /// What a chipset is made from.
@@ -76,6 +80,8 @@ pub enum Signal {
     Reset,
     /// The guest records its status; it goes on running.
     Status(u32),
+    /// Firmware has written a line to its debug port: [`Chipset::take_debug_line`].
+    DebugLine,
     /// A device wants to transfer from or to guest memory: [`crate::dma::serve`] before the guest runs again.
     Dma,
 }
@@ -197,6 +203,11 @@ pub trait Chipset: Sized {
     /// not all of it is memory.
     fn dma_complete(&mut self, data: Option<&[u8]>) {
         let _ = data;
+    }
+
+    /// The line that [`Signal::DebugLine`] told of.
+    fn take_debug_line(&mut self) -> Option<String> {
+        None
     }
 
     /// Presses and releases `key`. False where there is no such key, or the keyboard has no room for it.

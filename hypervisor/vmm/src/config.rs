@@ -10,14 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::Backing;
 
+mod media;
 mod pack;
 mod validate;
 
+pub use media::{MediumError, check_cdrom, check_firmware, check_vga_bios};
 pub use pack::{BundleError, blob_bytes, encode, parse};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
-pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x02";
+pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x03";
 /// Alignment of blobs. Unit: bytes.
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.
@@ -28,6 +30,8 @@ pub const MEMORY_MAX: u64 = 1 << 40;
 pub const WEIGHT_MAX: u32 = 10_000;
 /// The CPU model that there is.
 pub const CPU_HOST: &str = "host";
+/// Longest name of a file for firmware. Unit: bytes.
+pub const FW_CFG_NAME_MAX: usize = 55;
 /// The name that no VM may have: the hypervisor's own prefix on the console.
 pub const RESERVED_NAME: &str = "lamina";
 
@@ -73,8 +77,8 @@ pub struct Bundle {
 pub struct VmConfig {
     /// Matches `[a-z][a-z0-9-]{0,30}`, is not [`RESERVED_NAME`].
     pub name: String,
-    /// The image: bzImage, Multiboot ELF or plain ELF64.
-    pub kernel: Blob,
+    /// What it starts with.
+    pub boot: Boot,
     /// The initial ramdisk of a bzImage.
     pub initrd: Option<Blob>,
     /// Multiboot modules with their command lines.
@@ -91,6 +95,40 @@ pub struct VmConfig {
     pub weight: u32,
     /// CPU model; [`CPU_HOST`] for now.
     pub cpu: String,
+    /// The image in its CD-ROM drive.
+    pub cdrom: Option<Blob>,
+    /// Its VGA display adapter.
+    pub vga: Option<Vga>,
+    /// It has a high precision event timer.
+    pub hpet: bool,
+    /// Files that its firmware asks for, by name (at most [`FW_CFG_NAME_MAX`] bytes). They go before Lamina's own.
+    pub fw_cfg: Vec<(String, Vec<u8>)>,
+}
+
+/// What a VM starts with: one of the two, never both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Boot {
+    /// An image that is loaded into its memory: bzImage, Multiboot or plain ELF64.
+    Kernel(Blob),
+    /// A ROM that its processor starts in, at the reset vector.
+    Firmware(Blob),
+}
+
+impl Boot {
+    /// The key of the configuration that names it, and its bytes.
+    pub const fn part(self) -> (&'static str, Blob) {
+        match self {
+            Boot::Kernel(blob) => ("kernel", blob),
+            Boot::Firmware(blob) => ("firmware", blob),
+        }
+    }
+}
+
+/// A VGA display adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vga {
+    /// Its BIOS, which firmware starts; nobody else has a use for it.
+    pub bios: Option<Blob>,
 }
 
 /// One Multiboot module.

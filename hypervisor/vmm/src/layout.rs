@@ -24,6 +24,9 @@ pub const VGA_WINDOW: Gpa = LOW_MEMORY_END;
 pub const VGA_WINDOW_SIZE: u64 = 0x2_0000;
 /// High precision event timer, one page of which 1 KiB is used.
 pub const HPET: Gpa = Gpa(0xfed0_0000);
+/// What the HPET calls itself, in its first register and in its table: a revision, the number of its last timer, a
+/// counter of 64 bits, legacy replacement, a vendor.
+pub const HPET_BLOCK_ID: u32 = 0x8086 << 16 | 1 << 15 | 1 << 13 | 2 << 8 | 1;
 /// I/O APIC registers, one page.
 pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
 /// Local APIC registers after reset, one page.
@@ -50,6 +53,8 @@ pub const COM1_PORT: u16 = 0x3f8;
 pub const FW_CFG_PORT: u16 = 0x510;
 /// Firmware configuration device: address of a DMA command (64 bits, big-endian).
 pub const FW_CFG_DMA_PORT: u16 = 0x514;
+/// Where firmware writes what it does, for developers: a byte at a time.
+pub const DEBUG_PORT: u16 = 0x402;
 /// IDE task files, primary and secondary: eight ports each.
 pub const IDE_PORTS: [u16; 2] = [0x1f0, 0x170];
 /// IDE device control, primary and secondary: one port each.
@@ -61,6 +66,8 @@ pub const IDE_IRQS: [u8; 2] = [14, 15];
 pub const PIT_IRQ: u8 = 0;
 /// I/O APIC pin of the timer (interrupt source override).
 pub const PIT_GSI: u8 = 2;
+/// ISA interrupt of the keyboard.
+pub const KEYBOARD_IRQ: u8 = 1;
 /// ISA interrupt of the first serial port.
 pub const COM1_IRQ: u8 = 4;
 /// ISA interrupt of the real-time clock.

@@ -60,14 +60,14 @@ enum State<H: Host, C> {
 }
 
 /// The machine with its VMs.
-pub struct Machine<'a, H: Host, C> {
+pub struct Machine<H: Host, C> {
     host: H,
     pool: FramePool,
     console: Console,
     scheduler: Scheduler,
     slots: Vec<Slot<H, C>>,
-    /// The bundle's bytes, from which VMs start and start again.
-    image: &'a [u8],
+    /// The bundle's bytes, from which VMs start and start again; what is in a drive stays there.
+    image: &'static [u8],
     /// The VM whose vCPU is loaded on the processor.
     loaded: Option<usize>,
     interactive: bool,
@@ -77,10 +77,10 @@ pub struct Machine<'a, H: Host, C> {
     told_end: bool,
 }
 
-impl<'a, H: Host, C: Chipset> Machine<'a, H, C> {
+impl<H: Host, C: Chipset> Machine<H, C> {
     /// The machine `host` with memory `pool`, and the VMs of `bundle`, whose blobs are in `image`. A VM that cannot
     /// start is refused with its reason on the console; the others start.
-    pub fn new(host: H, pool: FramePool, bundle: Bundle, image: &'a [u8]) -> Self {
+    pub fn new(host: H, pool: FramePool, bundle: Bundle, image: &'static [u8]) -> Self {
         let tsc = host.tsc_frequency();
         let mut machine = Machine {
             console: Console::new(bundle.interactive, tsc),

@@ -1,26 +1,25 @@
 //! One virtual machine: its processor, memory, nested tables and chipset, made from its configuration and given back
 //! when it ends.
 
+mod power_on;
+
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-use lamina_arch::addr::{Gpa, Hpa, PAGE_4K};
+use lamina_arch::addr::{Gpa, Hpa};
 use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
-use crate::acpi;
-use crate::chipset::{Chipset, ChipsetSetup, Extras};
-use crate::config::{Blob, VmConfig, blob_bytes};
+use crate::chipset::{Chipset, ChipsetSetup};
+use crate::config::{Boot, VmConfig};
 use crate::console::Console;
 use crate::cpuid::{Cpuid, ModelInput};
-use crate::frames::{FramePool, FrameSize, STOCK_LOW, fill_stock};
+use crate::frames::{FramePool, FrameSize};
 use crate::host::{Host, HostMemory};
-use crate::load::{self, InitialState, LoadArgs, Module, Rsdp};
 use crate::memory::GuestMemory;
 use crate::msr::Msrs;
 use crate::nested::{Access, MapError, NestedTables};
 use crate::vcpu::Vcpu;
+use power_on::Images;
 
 /// Local APIC ID of the one virtual processor.
 const APIC_ID: u8 = 0;
@@ -59,6 +58,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) vcpu: V,
     pub(crate) chipset: C,
     pub(crate) memory: GuestMemory,
+    /// It started in firmware.
+    pub(crate) firmware: bool,
     tables: NestedTables<V::Nested>,
     pub(crate) cpuid: Cpuid,
     pub(crate) msrs: Msrs,
@@ -85,12 +86,13 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
     pub fn create<H: Host<Vcpu = V>>(
         config: &VmConfig,
         id: u16,
-        image: &[u8],
+        image: &'static [u8],
         host: &mut H,
         pool: &mut FramePool,
     ) -> Result<Box<Vm<V, C>>, String> {
-        let mut memory = GuestMemory::allocate(config.memory, config.backing, pool, host).map_err(|e| e.to_string())?;
-        match Self::create_in(config, id, image, host, pool, &mut memory) {
+        let images = Images::find(config, image)?;
+        let mut memory = images.allocate(config, pool, host)?;
+        match Self::create_in(config, id, &images, host, pool, &mut memory) {
             Ok((vcpu, tables, cpuid)) => {
                 let started = host.now();
                 let setup = ChipsetSetup {
@@ -99,13 +101,14 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     unix_seconds: host.unix_seconds(),
                     memory: config.memory,
                     apic_id: APIC_ID,
-                    extras: Extras::default(),
+                    extras: images.extras(config),
                 };
                 let mut vm = Vm {
                     name: config.name.clone(),
                     vcpu,
                     chipset: C::new(&setup),
                     memory,
+                    firmware: matches!(config.boot, Boot::Firmware(_)),
                     tables,
                     msrs: Msrs::new(cpuid.physical_bits()),
                     cpuid,
@@ -131,15 +134,12 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
     fn create_in<H: Host<Vcpu = V>>(
         config: &VmConfig,
         id: u16,
-        image: &[u8],
+        images: &Images<'_>,
         host: &mut H,
         pool: &mut FramePool,
         memory: &mut GuestMemory,
     ) -> Result<(V, NestedTables<V::Nested>, Cpuid), String> {
-        if memory.is_lazy() && !fill_stock(host, pool, frames_to_load(config)) {
-            return Err(format!("{} KiB of memory are free, less than the image fills", pool.free_bytes() >> 10));
-        }
-        let state = load_image(config, image, memory, host)?;
+        let state = images.load(config, memory, host)?;
         let mut vcpu = host.create_vcpu(id)?;
         let mut tables = NestedTables::new(vcpu.nested_format(), host, pool).map_err(|e| e.to_string())?;
         match memory.map_into(&mut tables, host, pool) {
@@ -151,7 +151,10 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
             }
         }
         vcpu.set_nested_root(tables.root());
-        state.apply(&mut vcpu);
+        // Firmware starts where a processor comes out of reset, and that is where a new one is.
+        if let Some(state) = state {
+            state.apply(&mut vcpu);
+        }
         let input = ModelInput {
             tsc: host.tsc_frequency(),
             apic_id: u32::from(APIC_ID),
@@ -221,38 +224,4 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
             console.give_input(slot, &mut |bytes| self.chipset.give_input(now, bytes));
         }
     }
-}
-
-/// How many frames the loader may fill at most: those of the images, of the guest's tables, and of the directories.
-fn frames_to_load(config: &VmConfig) -> usize {
-    let modules = config.modules.iter().map(|module| module.blob);
-    let blobs = config.initrd.into_iter().chain(modules).chain([config.kernel]);
-    let frames = |blob: Blob| usize::try_from(blob.length / PAGE_4K + 2).unwrap_or(usize::MAX);
-    let images = blobs.map(frames).fold(0, usize::saturating_add);
-    images.saturating_add(images / 512).saturating_add(STOCK_LOW)
-}
-
-/// The bytes of `blob` in the bundle.
-fn part<'a>(image: &'a [u8], blob: Blob, what: &str) -> Result<&'a [u8], String> {
-    blob_bytes(image, blob).ok_or_else(|| format!("{what} is not inside the bundle"))
-}
-
-/// Writes firmware tables and the image into the VM's memory.
-fn load_image<H: Host>(
-    config: &VmConfig,
-    image: &[u8],
-    memory: &mut GuestMemory,
-    host: &mut H,
-) -> Result<InitialState, String> {
-    let tables = acpi::build(&[APIC_ID]);
-    tables.write(memory, host).map_err(|e| e.to_string())?;
-    let modules = config
-        .modules
-        .iter()
-        .map(|m| Ok(Module { bytes: part(image, m.blob, "a module")?, cmdline: &m.cmdline }))
-        .collect::<Result<Vec<_>, String>>()?;
-    let initrd = config.initrd.map(|blob| part(image, blob, "the initrd")).transpose()?;
-    let rsdp = Some(Rsdp { at: tables.rsdp, bytes: tables.rsdp_bytes() });
-    let args = LoadArgs { cmdline: &config.cmdline, initrd, modules: &modules, rsdp, text_screen: false };
-    load::load(part(image, config.kernel, "the kernel")?, &args, memory, host).map_err(|e| e.to_string())
 }

@@ -32,8 +32,8 @@ pub struct Config {
 pub struct Vm {
     /// Matches `[a-z][a-z0-9-]{0,30}`.
     pub name: String,
-    /// The image.
-    pub kernel: Source,
+    /// What it starts with.
+    pub boot: Boot,
     /// The initial ramdisk.
     pub initrd: Option<Source>,
     /// Multiboot modules with their command lines.
@@ -50,6 +50,54 @@ pub struct Vm {
     pub weight: u32,
     /// CPU model.
     pub cpu: String,
+    /// The image in its CD-ROM drive.
+    pub cdrom: Option<Source>,
+    /// Its VGA display adapter.
+    pub vga: Option<Vga>,
+    /// It has a high precision event timer.
+    pub hpet: bool,
+    /// Files for firmware, by name.
+    pub fw_cfg: Vec<(String, Vec<u8>)>,
+}
+
+/// What a VM starts with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// `kernel`: an image that is loaded into its memory.
+    Kernel(Source),
+    /// `firmware`: a ROM that it starts in.
+    Firmware(Source),
+}
+
+impl Boot {
+    /// The key that names it, and where its bytes come from.
+    pub const fn part(&self) -> (&'static str, &Source) {
+        match self {
+            Boot::Kernel(source) => ("kernel", source),
+            Boot::Firmware(source) => ("firmware", source),
+        }
+    }
+}
+
+/// A VGA display adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vga {
+    /// Its BIOS, for firmware.
+    pub bios: Option<Source>,
+}
+
+impl Vm {
+    /// Everything that this VM names, with the key that names it.
+    pub fn sources(&self) -> impl Iterator<Item = (&'static str, &Source)> {
+        let modules = self.modules.iter().map(|module| ("modules: path", &module.source));
+        let vga = self.vga.as_ref().and_then(|vga| vga.bios.as_ref()).map(|bios| ("vga", bios));
+        [self.boot.part()]
+            .into_iter()
+            .chain(self.initrd.as_ref().map(|initrd| ("initrd", initrd)))
+            .chain(modules)
+            .chain(self.cdrom.as_ref().map(|image| ("cdrom", image)))
+            .chain(vga)
+    }
 }
 
 /// One Multiboot module.
@@ -77,6 +125,13 @@ pub enum Source {
     Guest(String),
     /// `builtin:busybox[:ARCHITECTURE]`: the built-in initramfs, with programs of this architecture.
     Busybox(&'static str),
+    /// A CD that GRUB boots from, made by `grub-mkrescue`.
+    Rescue {
+        /// GRUB's configuration.
+        menu: String,
+        /// What else is on it, each under its path.
+        files: Vec<(String, Source)>,
+    },
 }
 
 const DEFAULT_MEMORY: u64 = 128 << 20;
@@ -126,6 +181,7 @@ impl std::fmt::Display for Source {
             Source::Debian { package, file: None } => write!(f, "\"debian:{package}\""),
             Source::Debian { package, file: Some(file) } => write!(f, "\"debian:{package}/{file}\""),
             Source::Guest(name) => write!(f, "\"guest:{name}\""),
+            Source::Rescue { files, .. } => write!(f, "a CD with GRUB and {} files", files.len()),
             Source::Busybox(architecture) => write!(f, "\"builtin:busybox:{architecture}\""),
         }
     }

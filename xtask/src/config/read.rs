@@ -2,16 +2,21 @@
 
 use std::path::Path;
 
-use lamina_vmm::config::{CPU_HOST, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
+use lamina_vmm::config::{CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
 use lamina_vmm::memory::Backing;
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vm, size};
+use super::{Boot, Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vga, Vm, size};
 use crate::paths;
 use crate::setup::debian::{ARCHITECTURES, Package};
 
 /// The granularity of guest memory. Unit: bytes.
 const PAGE: u64 = 4096;
+
+/// Debian's package of SeaBIOS, its ROM and the BIOS of a VGA without anything beyond.
+const SEABIOS: &str = "seabios";
+const SEABIOS_ROM: &str = "bios-256k.bin";
+const SEABIOS_VGA_ROM: &str = "vgabios-isavga.bin";
 
 /// One table with the name under which messages speak of it. Keys are taken out; what is left at the end is unknown.
 struct Section<'a> {
@@ -53,6 +58,14 @@ impl<'a> Section<'a> {
             }
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.refuse(key, other, "must be a string")),
+        }
+    }
+
+    fn flag(&mut self, key: &'static str) -> Result<bool, ConfigError> {
+        match self.take(key) {
+            None => Ok(false),
+            Some(Value::Boolean(flag)) => Ok(flag),
+            Some(other) => Err(self.refuse(key, other, "must be true or false")),
         }
     }
 
@@ -159,16 +172,14 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
     }
     section.name = format!("[[vm]] {name:?}");
 
-    section.not_yet(&["firmware", "cdrom", "disk"])?;
-    let kernel = section
-        .text("kernel")?
-        .ok_or_else(|| section.missing("kernel", "a path, \"debian:PACKAGE\" or \"guest:NAME\""))?;
-    let kernel = source(&section, "kernel", &kernel, base, &["debian", "guest"])?;
-    let initrd = match section.text("initrd")? {
-        None => None,
+    section.not_yet(&["disk"])?;
+    let boot = boot(&mut section, base)?;
+    let initrd = match (section.text("initrd")?, &boot) {
+        (None, _) => None,
+        (Some(text), Boot::Firmware(_)) => return Err(not_with_firmware(&section, "initrd", Value::String(text))),
         // Its programs are for the kernel that it is given to.
-        Some(text) if text == "builtin:busybox" => Some(Source::Busybox(architecture(&kernel))),
-        Some(text) => Some(source(&section, "initrd", &text, base, &["builtin"])?),
+        (Some(text), Boot::Kernel(kernel)) if text == "builtin:busybox" => Some(Source::Busybox(architecture(kernel))),
+        (Some(text), _) => Some(source(&section, "initrd", &text, base, &["builtin"])?),
     };
     let mut modules = Vec::new();
     for table in section.tables("modules")? {
@@ -179,17 +190,30 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
         module.finish()?;
         modules.push(Module { source, cmdline });
     }
+    let cmdline = section.text("cmdline")?.unwrap_or_default();
+    if let Boot::Firmware(_) = boot {
+        if let Some(module) = modules.first() {
+            return Err(not_with_firmware(&section, "modules: path", module.source.to_string()));
+        }
+        if !cmdline.is_empty() {
+            return Err(not_with_firmware(&section, "cmdline", Value::String(cmdline)));
+        }
+    }
     let vm = Vm {
         name,
-        kernel,
         initrd,
         modules,
-        cmdline: section.text("cmdline")?.unwrap_or_default(),
+        cmdline,
         memory: memory(&mut section)?,
         backing: backing(&mut section)?,
         vcpus: section.count("vcpus", 1, u32::MAX)?,
         weight: section.count("weight", DEFAULT_WEIGHT, WEIGHT_MAX)?,
         cpu: section.text("cpu")?.unwrap_or_else(|| CPU_HOST.to_owned()),
+        cdrom: cdrom(&mut section, base)?,
+        vga: vga(&mut section, &boot, base)?,
+        hpet: section.flag("hpet")?,
+        fw_cfg: fw_cfg(&mut section, &boot)?,
+        boot,
     };
     if vm.vcpus != 1 {
         return Err(section.refuse("vcpus", vm.vcpus, "not supported yet: a VM has one processor for now"));
@@ -209,6 +233,119 @@ fn backing(section: &mut Section<'_>) -> Result<Backing, ConfigError> {
             let reason = "must be \"eager\" (all at the start) or \"lazy\" (each page when it is first touched)";
             Err(section.refuse("backing", Value::String(other.to_owned()), reason))
         }
+    }
+}
+
+/// `kernel` or `firmware`.
+fn boot(section: &mut Section<'_>, base: &Path) -> Result<Boot, ConfigError> {
+    match (section.text("kernel")?, section.text("firmware")?) {
+        (Some(kernel), None) => Ok(Boot::Kernel(source(section, "kernel", &kernel, base, &["debian", "guest"])?)),
+        (None, Some(firmware)) => {
+            let source = source(section, "firmware", &firmware, base, &["debian"])?;
+            Ok(Boot::Firmware(file_of_seabios(section, "firmware", source, SEABIOS_ROM)?))
+        }
+        (Some(_), Some(firmware)) => {
+            let reason = "there is a kernel, too: a VM starts with the one or the other";
+            Err(section.refuse("firmware", Value::String(firmware), reason))
+        }
+        (None, None) => {
+            let forms = "or firmware: a path, \"debian:PACKAGE\" or (kernel only) \"guest:NAME\"";
+            Err(section.missing("kernel", forms))
+        }
+    }
+}
+
+fn not_with_firmware(section: &Section<'_>, key: &str, value: impl std::fmt::Display) -> ConfigError {
+    section.refuse(key, value, "not with firmware, which finds what it boots by itself, on a cdrom for example")
+}
+
+/// Which file of a package is meant where none is named: only SeaBIOS's is known.
+fn file_of_seabios(section: &Section<'_>, key: &str, source: Source, file: &str) -> Result<Source, ConfigError> {
+    match source {
+        Source::Debian { package, file: None } if package.name == SEABIOS => {
+            Ok(Source::Debian { package, file: Some(file.to_owned()) })
+        }
+        Source::Debian { file: None, .. } => {
+            Err(section.refuse(key, &source, "name the file: \"debian:PACKAGE/FILE\""))
+        }
+        source => Ok(source),
+    }
+}
+
+/// `cdrom`: an image, or what GRUB is to find on one.
+fn cdrom(section: &mut Section<'_>, base: &Path) -> Result<Option<Source>, ConfigError> {
+    match section.take("cdrom") {
+        None => Ok(None),
+        Some(Value::String(text)) => source(section, "cdrom", &text, base, &["debian"]).map(Some),
+        Some(Value::Table(table)) => rescue(section, table, base).map(Some),
+        Some(other) => Err(section.refuse("cdrom", other, "must be a path, or a table with grub and files")),
+    }
+}
+
+fn rescue(section: &Section<'_>, table: Table, base: &Path) -> Result<Source, ConfigError> {
+    let mut cd = Section::new(section.file, format!("{}: cdrom", section.name), table);
+    let menu = cd.text("grub")?.ok_or_else(|| cd.missing("grub", "the text of its grub.cfg"))?;
+    let listed = match cd.take("files") {
+        None => Table::new(),
+        Some(Value::Table(table)) => table,
+        Some(other) => return Err(cd.refuse("files", other, "must be a table: \"path on the CD\" = \"source\"")),
+    };
+    let mut files = Vec::new();
+    for (path, value) in listed {
+        let key = format!("files: {path:?}");
+        let Value::String(text) = value else { return Err(cd.refuse(&key, value, "must be a string")) };
+        if path.split('/').any(|part| ["", ".", ".."].contains(&part)) || path.contains('\0') {
+            return Err(cd.refuse(&key, Value::String(text), "not a path on a CD, like \"boot/linux\""));
+        }
+        files.push((path, source(&cd, &key, &text, base, &["debian", "guest", "builtin"])?));
+    }
+    cd.finish()?;
+    Ok(Source::Rescue { menu, files })
+}
+
+/// `fw_cfg`: files for firmware. A number is 8 bytes, as SeaBIOS reads them.
+fn fw_cfg(section: &mut Section<'_>, boot: &Boot) -> Result<Vec<(String, Vec<u8>)>, ConfigError> {
+    let table = match section.take("fw_cfg") {
+        None => return Ok(Vec::new()),
+        Some(Value::Table(table)) => table,
+        Some(other) => return Err(section.refuse("fw_cfg", other, "must be a table: \"name\" = number or string")),
+    };
+    if let Boot::Kernel(_) = boot {
+        return Err(section.refuse("fw_cfg", Value::Table(table), "only firmware asks for files"));
+    }
+    let mut files = Vec::new();
+    for (name, value) in table {
+        let key = format!("fw_cfg: {name:?}");
+        if name.is_empty() || name.len() > FW_CFG_NAME_MAX || name.contains('\0') {
+            return Err(section.refuse(&key, value, format!("a name has 1 to {FW_CFG_NAME_MAX} bytes")));
+        }
+        let bytes = match value {
+            Value::Integer(number) if number >= 0 => number.to_le_bytes().to_vec(),
+            Value::String(text) => text.into_bytes(),
+            other => return Err(section.refuse(&key, other, "must be a number from 0 on or a string")),
+        };
+        files.push((name, bytes));
+    }
+    Ok(files)
+}
+
+/// `vga`: whether there is one, or the BIOS of one.
+fn vga(section: &mut Section<'_>, boot: &Boot, base: &Path) -> Result<Option<Vga>, ConfigError> {
+    match (section.take("vga"), boot) {
+        (None | Some(Value::Boolean(false)), _) => Ok(None),
+        (Some(Value::Boolean(true)), Boot::Kernel(_)) => Ok(Some(Vga { bios: None })),
+        (Some(Value::Boolean(true)), Boot::Firmware(_)) => {
+            let file = Some(SEABIOS_VGA_ROM.to_owned());
+            Ok(Some(Vga { bios: Some(Source::Debian { package: Package::amd64(SEABIOS), file }) }))
+        }
+        (Some(Value::String(text)), Boot::Firmware(_)) => {
+            let source = source(section, "vga", &text, base, &["debian"])?;
+            Ok(Some(Vga { bios: Some(file_of_seabios(section, "vga", source, SEABIOS_VGA_ROM)?) }))
+        }
+        (Some(value @ Value::String(_)), Boot::Kernel(_)) => {
+            Err(section.refuse("vga", value, "a VGA BIOS is for firmware; without, only true or false"))
+        }
+        (Some(other), _) => Err(section.refuse("vga", other, "must be true, false or a VGA BIOS")),
     }
 }
 

@@ -17,6 +17,13 @@ fn one(extra: &str) -> Result<Config, ConfigError> {
     parse(&format!("[[vm]]\nname = \"a\"\nkernel = \"Cargo.toml\"\n{extra}\n"))
 }
 
+fn kernel(vm: &Vm) -> &Source {
+    match &vm.boot {
+        Boot::Kernel(source) => source,
+        Boot::Firmware(source) => panic!("firmware: {source}"),
+    }
+}
+
 /// The message must hold all of these.
 fn refused(result: Result<Config, ConfigError>, parts: &[&str]) {
     let message = result.expect_err("accepted").to_string();
@@ -32,7 +39,8 @@ fn defaults() {
     let vm = &config.vms[0];
     assert_eq!((vm.memory, vm.vcpus, vm.weight), (128 << 20, 1, 100));
     assert_eq!((vm.cpu.as_str(), vm.cmdline.as_str()), ("host", ""));
-    assert_eq!(vm.kernel, Source::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")));
+    assert_eq!(*kernel(vm), Source::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")));
+    assert!(vm.cdrom.is_none() && vm.vga.is_none() && !vm.hpet);
     assert!(vm.initrd.is_none() && vm.modules.is_empty());
     assert_eq!(config.log, LogLevel::Info);
 }
@@ -63,7 +71,7 @@ fn everything_at_once() {
     .unwrap();
     assert_eq!(config.log, LogLevel::Debug);
     let package = Package::amd64("linux-image-cloud-amd64");
-    assert_eq!(config.vms[0].kernel, Source::Debian { package, file: None });
+    assert_eq!(*kernel(&config.vms[0]), Source::Debian { package, file: None });
     assert_eq!(config.vms[0].initrd, Some(Source::Busybox("amd64")));
     assert_eq!((config.vms[0].memory, config.vms[0].weight), (256 << 20, 50));
     assert_eq!(config.vms[1].modules[0].cmdline, "env");
@@ -148,8 +156,8 @@ fn packages_of_another_architecture_and_files_in_packages() {
     };
     let pae = vm("debian:linux-image-686-pae:i386", "builtin:busybox").unwrap();
     let package = Package { name: "linux-image-686-pae".to_owned(), architecture: "i386" };
-    assert_eq!(pae.kernel, Source::Debian { package, file: None });
-    assert_eq!(pae.kernel.to_string(), "\"debian:linux-image-686-pae:i386\"");
+    assert_eq!(*kernel(&pae), Source::Debian { package, file: None });
+    assert_eq!(kernel(&pae).to_string(), "\"debian:linux-image-686-pae:i386\"");
     assert_eq!(pae.initrd, Some(Source::Busybox("i386")), "as the kernel");
     let explicit = vm("debian:linux-image-686-pae:i386", "builtin:busybox:amd64").unwrap();
     assert_eq!(explicit.initrd, Some(Source::Busybox("amd64")));
@@ -159,9 +167,9 @@ fn packages_of_another_architecture_and_files_in_packages() {
 
     let memtest = vm("debian:memtest86+/memtest86+x64.bin", "builtin:busybox").unwrap();
     let file = Some("memtest86+x64.bin".to_owned());
-    assert_eq!(memtest.kernel, Source::Debian { package: Package::amd64("memtest86+"), file });
+    assert_eq!(*kernel(&memtest), Source::Debian { package: Package::amd64("memtest86+"), file });
     let deep = vm("debian:multiboot:i386/multiboot/examples/kernel", "builtin:busybox").unwrap();
-    assert_eq!(deep.kernel.to_string(), "\"debian:multiboot:i386/multiboot/examples/kernel\"");
+    assert_eq!(kernel(&deep).to_string(), "\"debian:multiboot:i386/multiboot/examples/kernel\"");
 }
 
 #[test]
@@ -178,9 +186,70 @@ fn types_and_what_is_not_there_yet() {
     refused(one("cpu = \"nehalem\""), &["cpu = \"nehalem\"", "not supported yet"]);
     refused(one("modules = 1"), &["modules = 1", "list of tables"]);
     refused(one("[lamina]\nlog = \"loud\""), &["[lamina]: log = \"loud\"", "must be one of"]);
-    for key in ["firmware", "cdrom", "disk"] {
-        refused(one(&format!("{key} = \"x\"")), &[&format!("{key} = \"x\""), "not supported yet"]);
-    }
+    refused(one("disk = \"x\""), &["disk = \"x\"", "not supported yet"]);
     refused(parse("[vm]\nname = \"a\""), &["vm = ", "list of tables"]);
     refused(parse("[[vm]\n"), &["line 1"]);
+}
+
+#[test]
+fn firmware_and_what_belongs_to_it() {
+    let vm = |keys: &str| parse(&format!("[[vm]]\nname = \"a\"\n{keys}")).map(|config| config.vms[0].clone());
+    let file = |name: &str| Source::Debian { package: Package::amd64("seabios"), file: Some(name.to_owned()) };
+    let plain = vm("firmware = \"debian:seabios\"\nvga = true\nhpet = true").unwrap();
+    assert_eq!(plain.boot, Boot::Firmware(file("bios-256k.bin")));
+    assert_eq!((plain.vga, plain.hpet), (Some(Vga { bios: Some(file("vgabios-isavga.bin")) }), true));
+    let other = vm("firmware = \"debian:seabios/bios.bin\"\nvga = \"debian:seabios/vgabios-stdvga.bin\"").unwrap();
+    assert_eq!(other.boot, Boot::Firmware(file("bios.bin")));
+    assert_eq!(other.vga, Some(Vga { bios: Some(file("vgabios-stdvga.bin")) }));
+    assert!(matches!(vm("firmware = \"Cargo.toml\"\ncdrom = \"Cargo.toml\"").unwrap().cdrom, Some(Source::File(_))));
+    assert_eq!(vm("kernel = \"Cargo.toml\"\nvga = true").unwrap().vga, Some(Vga { bios: None }));
+
+    let firmware = |keys: &str| vm(&format!("firmware = \"debian:seabios\"\n{keys}")).map(|_| unreachable!());
+    refused(firmware("kernel = \"Cargo.toml\""), &["firmware = \"debian:seabios\"", "the one or the other"]);
+    refused(firmware("initrd = \"builtin:busybox\""), &["initrd = \"builtin:busybox\"", "not with firmware"]);
+    refused(firmware("cmdline = \"quiet\""), &["cmdline = \"quiet\"", "not with firmware"]);
+    refused(firmware("modules = [{ path = \"Cargo.toml\" }]"), &["modules: path = ", "not with firmware"]);
+    refused(firmware("cdrom = \"no-such.iso\""), &["cdrom = \"no-such.iso\"", "No such file"]);
+    refused(firmware("cdrom = \"src\""), &["cdrom = \"src\"", "not a file"]);
+    refused(firmware("cdrom = 1"), &["cdrom = 1", "must be a path"]);
+    refused(firmware("vga = 1"), &["vga = 1", "must be true"]);
+    refused(firmware("hpet = \"yes\""), &["hpet = \"yes\"", "true or false"]);
+    refused(firmware("fw_cfg = 1"), &["fw_cfg = 1", "must be a table"]);
+    refused(firmware("fw_cfg = { a = -1 }"), &["fw_cfg: \"a\" = -1", "from 0 on"]);
+    refused(firmware("fw_cfg = { \"\" = 1 }"), &["fw_cfg: \"\" = 1", "1 to 55"]);
+    refused(one("fw_cfg = { a = 1 }").map(|_| unreachable!()), &["fw_cfg = ", "only firmware"]);
+    let files = vm("firmware = \"Cargo.toml\"\nfw_cfg = { \"etc/a\" = 258, b = \"x\" }").unwrap().fw_cfg;
+    let expected: [(&str, &[u8]); 2] = [("b", b"x"), ("etc/a", &[2, 1, 0, 0, 0, 0, 0, 0])];
+    assert!(expected.iter().all(|(name, bytes)| files.contains(&((*name).to_owned(), bytes.to_vec()))), "{files:?}");
+    refused(one("vga = \"Cargo.toml\"").map(|_| unreachable!()), &["vga = \"Cargo.toml\"", "for firmware"]);
+    for (value, reason) in
+        [("no-such", "No such file"), ("debian:memtest86+", "name the file"), ("guest:hello", "not taken")]
+    {
+        refused(
+            vm(&format!("firmware = {value:?}")).map(|_| unreachable!()),
+            &[&format!("firmware = {value:?}"), reason],
+        );
+    }
+}
+
+#[test]
+fn a_cd_that_grub_boots_from() {
+    let vm = |cd: &str| parse(&format!("[[vm]]\nname = \"a\"\nfirmware = \"Cargo.toml\"\ncdrom = {cd}"));
+    let config =
+        vm("{ grub = \"boot\", files = { \"boot/x\" = \"Cargo.toml\", \"boot/init\" = \"builtin:busybox\" } }")
+            .unwrap();
+    let Some(Source::Rescue { menu, files }) = &config.vms[0].cdrom else { panic!("{config:?}") };
+    assert_eq!(menu, "boot");
+    let mut names: Vec<_> = files.iter().map(|(path, _)| path.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["boot/init", "boot/x"]);
+    refused(vm("{}"), &["cdrom: grub is missing"]);
+    refused(vm("{ grub = 1 }"), &["cdrom: grub = 1", "string"]);
+    refused(vm("{ grub = \"\", file = {} }"), &["cdrom: file = ", "unknown key"]);
+    refused(vm("{ grub = \"\", files = [] }"), &["cdrom: files = []", "must be a table"]);
+    refused(vm("{ grub = \"\", files = { a = 1 } }"), &["files: \"a\" = 1", "string"]);
+    refused(vm("{ grub = \"\", files = { a = \"no-such\" } }"), &["files: \"a\" = \"no-such\"", "No such file"]);
+    for path in ["/a", "a/../b", "a//b", ""] {
+        refused(vm(&format!("{{ grub = \"\", files = {{ {path:?} = \"Cargo.toml\" }} }}")), &["not a path on a CD"]);
+    }
 }

@@ -4,8 +4,9 @@
 //! The exceptions: ACPI's registers, PCI's two ports and the status port take an access as a whole. Port 0xcf9 lies
 //! within PCI's address port; a byte there is the reset control register, a doubleword at 0xcf8 the address.
 
-use super::{KEYBOARD_IRQ, Pc, has_ide};
+use super::{Pc, has_ide};
 use crate::acpi_pm;
+use crate::debug_port::DebugPort;
 use crate::ide::{self, BUS_MASTER_PORTS};
 use crate::pic::Which;
 use lamina_vmm::bus::{Bus, Overlap, open_bus};
@@ -37,6 +38,7 @@ pub(super) enum Port {
     ConfigData,
     FwCfg,
     FwCfgDma,
+    Debug,
     Ide(ide::Which),
     IdeControl(ide::Which),
     IdeBusMaster,
@@ -68,6 +70,9 @@ pub(super) fn map(extras: &Extras) -> Result<Bus<u16, Port>, Overlap> {
     if extras.firmware.is_some() {
         map.claim(layout::FW_CFG_PORT, 2, Port::FwCfg)?;
         map.claim(layout::FW_CFG_DMA_PORT, 8, Port::FwCfgDma)?;
+    }
+    if extras.debug_port {
+        map.claim(layout::DEBUG_PORT, 1, Port::Debug)?;
     }
     if has_ide(extras) {
         for (n, which) in [ide::Which::Primary, ide::Which::Secondary].into_iter().enumerate() {
@@ -201,7 +206,7 @@ impl Pc {
             Port::KeyboardData => {
                 let value = self.i8042.read_data();
                 // The next byte is an edge of its own.
-                self.drive(KEYBOARD_IRQ, false);
+                self.drive(layout::KEYBOARD_IRQ, false);
                 self.keyboard_changed();
                 value
             }
@@ -221,6 +226,7 @@ impl Pc {
             Port::IdeControl(which) => self.ide.as_ref()?.read_alternate_status(which),
             Port::IdeBusMaster => self.ide.as_ref()?.read_bus_master(u16::from(offset)),
             Port::Vga => self.vga.as_mut()?.read(self.now, port)?,
+            Port::Debug => DebugPort::READS_AS,
             Port::Post => self.post,
             // The index port is write-only, as are the last two; the others are not eight bits wide.
             Port::Cmos | Port::Status | Port::Shutdown => return None,
@@ -283,6 +289,7 @@ impl Pc {
                     return None;
                 }
             }
+            Port::Debug => signal = if self.debug.write(value) { Signal::DebugLine } else { Signal::None },
             Port::Post => self.post = value,
             Port::Shutdown => signal = self.write_shutdown(value),
             Port::AcpiPm | Port::ConfigAddress | Port::ConfigData | Port::Status => return None,
@@ -305,7 +312,7 @@ impl Pc {
     }
 
     fn keyboard_changed(&mut self) {
-        self.drive(KEYBOARD_IRQ, self.i8042.irq());
+        self.drive(layout::KEYBOARD_IRQ, self.i8042.irq());
     }
 
     fn write_reset_control(&mut self, value: u8) -> Signal {

@@ -11,13 +11,15 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::{DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID, low32};
-use crate::layout::{COM1_IRQ, COM1_PORT, IOAPIC, PCI_HOLE, PM1A_EVENT_PORT, RTC_IRQ, S5_SLP_TYP};
+use crate::layout::{COM1_IRQ, COM1_PORT, IOAPIC, KEYBOARD_IRQ, PCI_HOLE, PM1A_EVENT_PORT, RTC_IRQ, S5_SLP_TYP};
 
 /// Ports of mechanism 1, in the middle of what the host bridge passes on.
 const CONFIG_PORT: u16 = 0xcf8;
 const CONFIG_PORT_COUNT: u8 = 8;
 /// Ports of the ACPI fixed hardware, all blocks together.
 const PM_PORT_COUNT: u8 = 12;
+const KEYBOARD_DATA_PORT: u16 = 0x60;
+const KEYBOARD_COMMAND_PORT: u16 = 0x64;
 const CMOS_PORT: u16 = 0x70;
 const CMOS_PORT_COUNT: u8 = 2;
 
@@ -75,14 +77,20 @@ fn host_bridge(isa_bridge: &dyn Aml) -> Made {
     Made(bytes)
 }
 
-/// The whole table, its header too.
-pub fn build() -> Vec<u8> {
+/// The whole table, its header too. `keyboard`: it tells of one.
+pub fn build(keyboard: bool) -> Vec<u8> {
     let com1 = device("COM1", "PNP0501", 1, vec![&ports(COM1_PORT, 8), &isa_interrupt(COM1_IRQ)]);
     let rtc = device("RTC0", "PNP0B00", 0, vec![&ports(CMOS_PORT, CMOS_PORT_COUNT), &isa_interrupt(RTC_IRQ)]);
     // A guest must not give these ports to a PCI device.
     let power = device("PMIO", "PNP0C02", 0, vec![&ports(PM1A_EVENT_PORT, PM_PORT_COUNT)]);
     let isa_address = Name::new("_ADR".into(), &0x1_0000u32);
-    let isa_bridge = Device::new("ISA0".into(), vec![&isa_address, &com1, &rtc, &power]);
+    let mut on_isa: Vec<&dyn Aml> = vec![&isa_address, &com1, &rtc, &power];
+    let (data, command) = (ports(KEYBOARD_DATA_PORT, 1), ports(KEYBOARD_COMMAND_PORT, 1));
+    let keyboard_device = device("KBD0", "PNP0303", 0, vec![&data, &command, &isa_interrupt(KEYBOARD_IRQ)]);
+    if keyboard {
+        on_isa.push(&keyboard_device);
+    }
+    let isa_bridge = Device::new("ISA0".into(), on_isa);
     let host_bridge = host_bridge(&isa_bridge);
 
     let mut aml = Vec::new();

@@ -7,7 +7,7 @@ use super::*;
 fn vm(name: &str, kernel: Blob) -> VmConfig {
     VmConfig {
         name: name.to_string(),
-        kernel,
+        boot: Boot::Kernel(kernel),
         initrd: None,
         modules: Vec::new(),
         cmdline: "console=ttyS0".to_string(),
@@ -16,7 +16,15 @@ fn vm(name: &str, kernel: Blob) -> VmConfig {
         vcpus: 1,
         weight: 100,
         cpu: CPU_HOST.to_string(),
+        cdrom: None,
+        vga: None,
+        hpet: false,
+        fw_cfg: Vec::new(),
     }
+}
+
+fn blob(vm: &VmConfig) -> Blob {
+    vm.boot.part().1
 }
 
 fn bundle(vms: Vec<VmConfig>) -> Bundle {
@@ -37,9 +45,9 @@ fn what_is_encoded_is_parsed() {
     let bytes = small();
     let bundle = parse(&bytes).unwrap();
     let [a, b] = bundle.vms.as_slice() else { panic!("{bundle:?}") };
-    assert_eq!(a.kernel, b.kernel);
-    assert!([a.kernel, a.modules[0].blob, b.initrd.unwrap()].iter().all(|blob| blob.offset % BLOB_ALIGN == 0));
-    assert_eq!(blob_bytes(&bytes, a.kernel), Some(&b"kernel"[..]));
+    assert_eq!(a.boot, b.boot);
+    assert!([blob(a), a.modules[0].blob, b.initrd.unwrap()].iter().all(|blob| blob.offset % BLOB_ALIGN == 0));
+    assert_eq!(blob_bytes(&bytes, blob(a)), Some(&b"kernel"[..]));
     assert_eq!(blob_bytes(&bytes, a.modules[0].blob), Some(&b""[..]));
     assert_eq!(blob_bytes(&bytes, b.initrd.unwrap()), Some(&b"ramdisk"[..]));
     assert_eq!((a.name.as_str(), a.modules[0].cmdline.as_str(), b.memory), ("a", "empty", 128 << 20));
@@ -57,7 +65,7 @@ fn a_long_description_moves_the_blobs() {
         let bytes = bytes.unwrap();
         let bundle = parse(&bytes).unwrap();
         assert_eq!(bundle.vms[0].cmdline.len(), length);
-        assert_eq!(blob_bytes(&bytes, bundle.vms[0].kernel), Some(&b"kernel"[..]));
+        assert_eq!(blob_bytes(&bytes, blob(&bundle.vms[0])), Some(&b"kernel"[..]));
     }
 }
 
@@ -111,7 +119,11 @@ fn each_mistake_is_named() {
         let blob = Blob { offset, length };
         let refused = |key| Err(ConfigError::Blob { key, blob, bundle: 5000 });
         assert_eq!(check(&vm("a", blob)), refused("kernel"));
+        assert_eq!(check(&VmConfig { boot: Boot::Firmware(blob), ..good.clone() }), refused("firmware"));
         assert_eq!(check(&VmConfig { initrd: Some(blob), ..good.clone() }), refused("initrd"));
+        assert_eq!(check(&VmConfig { cdrom: Some(blob), ..good.clone() }), refused("cdrom"));
+        let vga = Some(Vga { bios: Some(blob) });
+        assert_eq!(check(&VmConfig { vga, ..good.clone() }), refused("vga"));
         let modules = vec![ModuleConfig { blob, cmdline: String::new() }];
         assert_eq!(check(&VmConfig { modules, ..good.clone() }), refused("modules"));
         assert_eq!(blob_bytes(&[0; 5000], blob), None);
@@ -135,6 +147,31 @@ fn each_mistake_is_named() {
 }
 
 #[test]
+fn firmware_is_alone_and_needs_memory() {
+    let blob = Blob { offset: 4096, length: 904 };
+    let firmware = VmConfig { boot: Boot::Firmware(blob), cmdline: String::new(), ..vm("a", blob) };
+    let check = |vm: &VmConfig| validate(vm, [], 5000);
+    assert_eq!(check(&firmware), Ok(()));
+    assert_eq!(check(&VmConfig { memory: 1 << 20, ..firmware.clone() }), Ok(()));
+    let memory = (1 << 20) - 4096;
+    let less = VmConfig { memory, ..firmware.clone() };
+    assert_eq!(check(&less), Err(ConfigError::MemoryForFirmware(memory)));
+    let refused = |key| Err(ConfigError::NotWithFirmware { key });
+    assert_eq!(check(&VmConfig { initrd: Some(blob), ..firmware.clone() }), refused("initrd"));
+    assert_eq!(check(&VmConfig { cmdline: "x".to_string(), ..firmware.clone() }), refused("cmdline"));
+    let modules = vec![ModuleConfig { blob, cmdline: String::new() }];
+    assert_eq!(check(&VmConfig { modules, ..firmware.clone() }), refused("modules"));
+    let files = |name: &str| vec![(name.to_string(), Vec::new())];
+    assert_eq!(check(&VmConfig { fw_cfg: files("etc/x"), ..firmware.clone() }), Ok(()));
+    for name in ["", &"n".repeat(56)] {
+        let refused = Err(ConfigError::FirmwareFile(name.to_string()));
+        assert_eq!(check(&VmConfig { fw_cfg: files(name), ..firmware.clone() }), refused);
+    }
+    let kernel = VmConfig { fw_cfg: files("etc/x"), ..vm("a", blob) };
+    assert_eq!(check(&kernel), Err(ConfigError::FirmwareFile("etc/x".to_string())));
+}
+
+#[test]
 fn an_error_shows_a_hostile_name_without_its_control_characters() {
     let name = "\x1b[2J\n[lamina] exit 0".to_string();
     let shown = ConfigError::Name { name, error: NameError::Characters }.to_string();
@@ -151,7 +188,7 @@ proptest! {
         if let Ok(bundle) = parse(&bytes) {
             for vm in &bundle.vms {
                 if validate(vm, [], bytes.len() as u64).is_ok() {
-                    prop_assert!(blob_bytes(&bytes, vm.kernel).is_some());
+                    prop_assert!(blob_bytes(&bytes, blob(vm)).is_some());
                 }
             }
         }

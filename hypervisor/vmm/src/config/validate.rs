@@ -5,7 +5,8 @@ use core::fmt;
 
 use lamina_arch::addr::PAGE_4K;
 
-use super::{Blob, CPU_HOST, MEMORY_MAX, NAME_MAX, RESERVED_NAME, VmConfig, WEIGHT_MAX};
+use super::{Blob, Boot, CPU_HOST, FW_CFG_NAME_MAX, MEMORY_MAX, NAME_MAX, RESERVED_NAME, VmConfig, WEIGHT_MAX};
+use crate::layout::HIGH_MEMORY;
 
 /// What is wrong with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,15 @@ pub enum ConfigError {
     },
     /// `memory` is 0, not a multiple of 4096, or more than [`MEMORY_MAX`]. Unit: bytes.
     Memory(u64),
+    /// `memory` is less than a VM with firmware needs. Unit: bytes.
+    MemoryForFirmware(u64),
+    /// A VM with firmware has something that only a loaded kernel can be given.
+    NotWithFirmware {
+        /// The key that gives it.
+        key: &'static str,
+    },
+    /// A file for firmware has no name, or too long a one; or there is no firmware.
+    FirmwareFile(String),
     /// `vcpus` is not 1.
     Vcpus(u32),
     /// `weight` is 0 or more than [`WEIGHT_MAX`].
@@ -76,6 +86,15 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::Memory(memory) => {
                 write!(f, "memory = {memory}: must be a multiple of {PAGE_4K}, more than 0 and at most {MEMORY_MAX}")
+            }
+            ConfigError::MemoryForFirmware(memory) => {
+                write!(f, "memory = {memory}: a VM with firmware needs {} at least", HIGH_MEMORY.0)
+            }
+            ConfigError::NotWithFirmware { key } => {
+                write!(f, "{key}: a VM with firmware takes none: its firmware finds what it boots by itself")
+            }
+            ConfigError::FirmwareFile(name) => {
+                write!(f, "fw_cfg: {name:?}: a name has 1 to {FW_CFG_NAME_MAX} bytes, and there must be firmware")
             }
             ConfigError::Vcpus(vcpus) => write!(f, "vcpus = {vcpus}: must be 1"),
             ConfigError::Weight(weight) => write!(f, "weight = {weight}: must be 1 to {WEIGHT_MAX}"),
@@ -114,16 +133,33 @@ pub fn validate<'a>(vm: &VmConfig, earlier: impl IntoIterator<Item = &'a str>, b
     if earlier.into_iter().any(|name| name == vm.name) {
         return Err(ConfigError::DuplicateName(vm.name.clone()));
     }
-    let kernel = [("kernel", vm.kernel)];
+    let boot = [vm.boot.part()];
     let initrd = vm.initrd.map(|blob| ("initrd", blob));
     let modules = vm.modules.iter().map(|module| ("modules", module.blob));
-    for (key, blob) in kernel.into_iter().chain(initrd).chain(modules) {
+    let cdrom = vm.cdrom.map(|blob| ("cdrom", blob));
+    let vga = vm.vga.and_then(|vga| vga.bios).map(|blob| ("vga", blob));
+    for (key, blob) in boot.into_iter().chain(initrd).chain(modules).chain(cdrom).chain(vga) {
         if blob.offset.checked_add(blob.length).is_none_or(|end| end > bundle) {
             return Err(ConfigError::Blob { key, blob, bundle });
         }
     }
     if vm.memory == 0 || vm.memory > MEMORY_MAX || !vm.memory.is_multiple_of(PAGE_4K) {
         return Err(ConfigError::Memory(vm.memory));
+    }
+    let has_firmware = matches!(vm.boot, Boot::Firmware(_));
+    let good_name = |name: &str| has_firmware && (1..=FW_CFG_NAME_MAX).contains(&name.len());
+    if let Some((name, _)) = vm.fw_cfg.iter().find(|(name, _)| !good_name(name)) {
+        return Err(ConfigError::FirmwareFile(name.clone()));
+    }
+    if has_firmware {
+        if vm.memory < HIGH_MEMORY.0 {
+            return Err(ConfigError::MemoryForFirmware(vm.memory));
+        }
+        let given =
+            [("initrd", vm.initrd.is_some()), ("modules", !vm.modules.is_empty()), ("cmdline", !vm.cmdline.is_empty())];
+        if let Some((key, _)) = given.into_iter().find(|(_, given)| *given) {
+            return Err(ConfigError::NotWithFirmware { key });
+        }
     }
     if vm.vcpus != 1 {
         return Err(ConfigError::Vcpus(vm.vcpus));

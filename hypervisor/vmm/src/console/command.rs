@@ -4,6 +4,9 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::keys;
+use crate::chipset::Key;
+
 /// A command for the run loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -20,6 +23,15 @@ pub enum Command {
     /// Do a harm that the audit must find.
     #[cfg(any(test, feature = "plant"))]
     Plant(String),
+    /// Show the text on the screen of the VM of this name (as typed: not checked).
+    Screen(String),
+    /// Type keys on the keyboard of a VM.
+    Type {
+        /// The VM's name (as typed: not checked).
+        name: String,
+        /// What to type.
+        keys: Vec<Key>,
+    },
     /// End the machine.
     Quit,
 }
@@ -48,10 +60,11 @@ enum Action {
     Plain(fn() -> Command),
     /// With the name of its argument.
     WithArgument(&'static str, fn(String) -> Command),
+    Type,
 }
 
 /// How many there are.
-const COUNT: usize = if cfg!(any(test, feature = "plant")) { 8 } else { 7 };
+const COUNT: usize = if cfg!(any(test, feature = "plant")) { 10 } else { 9 };
 const COMMANDS: [Entry; COUNT] = [
     Entry { name: "help", action: Action::Help, help: "list the commands" },
     Entry { name: "vms", action: Action::Plain(|| Command::Vms), help: "list the virtual machines" },
@@ -77,6 +90,12 @@ const COMMANDS: [Entry; COUNT] = [
         action: Action::WithArgument("KIND", Command::Plant),
         help: "do a harm for the audit to find",
     },
+    Entry {
+        name: "screen",
+        action: Action::WithArgument("NAME", Command::Screen),
+        help: "show the text on a virtual machine's screen",
+    },
+    Entry { name: "type", action: Action::Type, help: "type on a virtual machine's keyboard; <enter> is a key" },
     Entry { name: "quit", action: Action::Plain(|| Command::Quit), help: "stop everything and end" },
 ];
 
@@ -84,6 +103,7 @@ impl Entry {
     fn usage(&self) -> String {
         match self.action {
             Action::WithArgument(argument, _) => format!("{} {argument}", self.name),
+            Action::Type => format!("{} NAME TEXT", self.name),
             _ => self.name.to_string(),
         }
     }
@@ -101,12 +121,16 @@ pub(super) fn parse(words: &[String]) -> Parsed {
         (Action::Help, []) => Parsed::Answer(help()),
         (Action::Plain(command), []) => Parsed::Command(command()),
         (Action::WithArgument(_, command), [argument]) => Parsed::Command(command(argument.clone())),
+        (Action::Type, [vm, text @ ..]) if !text.is_empty() => match keys::parse(&text.join(" ")) {
+            Ok(keys) => Parsed::Command(Command::Type { name: vm.clone(), keys }),
+            Err(problem) => Parsed::Answer([problem].into()),
+        },
         _ => Parsed::Answer([format!("usage: {}", entry.usage())].into()),
     }
 }
 
 fn help() -> Vec<String> {
-    COMMANDS.iter().map(|entry| format!("{:12} {}", entry.usage(), entry.help)).collect()
+    COMMANDS.iter().map(|entry| format!("{:14} {}", entry.usage(), entry.help)).collect()
 }
 
 #[cfg(test)]
@@ -123,12 +147,18 @@ mod tests {
         assert_eq!(parsed(" stop  ticker "), Parsed::Command(Command::Stop("ticker".into())));
         assert_eq!(parsed("attach debian"), Parsed::Command(Command::Attach("debian".into())));
         assert_eq!(parsed("quit"), Parsed::Command(Command::Quit));
+        assert_eq!(parsed("screen bios"), Parsed::Command(Command::Screen("bios".into())));
+        let keys = [Key::Char('l'), Key::Char('s'), Key::Char(' '), Key::Char('-'), Key::Char('l'), Key::Char('\n')];
+        let typed = Command::Type { name: "bios".into(), keys: keys.into() };
+        assert_eq!(parsed("type bios ls  -l<enter>"), Parsed::Command(typed));
         assert_eq!(parsed("  "), Parsed::Nothing);
     }
 
     #[test]
     fn says_what_is_wrong() {
         assert_eq!(parsed("stop"), Parsed::Answer(vec!["usage: stop NAME".into()]));
+        assert_eq!(parsed("type bios"), Parsed::Answer(vec!["usage: type NAME TEXT".into()]));
+        assert!(matches!(parsed("type bios <nokey>"), Parsed::Answer(_)));
         assert_eq!(parsed("quit now"), Parsed::Answer(vec!["usage: quit".into()]));
         assert_eq!(parsed("Vms"), Parsed::Answer(vec!["unknown command 'Vms'; 'help' lists the commands".into()]));
     }

@@ -22,6 +22,7 @@
 //! - The line of [`Console::exit`] is the last, and plain in both modes.
 
 mod command;
+mod keys;
 mod line;
 mod prompt;
 mod queue;

@@ -162,7 +162,7 @@ impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
 
     /// An access to what is not memory ends the VM where a PC has no bus either.
     fn check_bus(&mut self, gpa: Gpa, access: &'static str) {
-        if !mmio::is_bus(gpa) && self.ended.is_none() {
+        if !mmio::is_bus(self.vm, gpa) && self.ended.is_none() {
             let rip = self.vm.vcpu.read(SysReg::Rip);
             self.ended = Some(Resume::Stop(StopReason::OutsideMemory { gpa, access, rip }));
         }

@@ -42,7 +42,7 @@ pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroun
 }
 
 /// Does what a device asked of the VM; `None` where the guest just goes on.
-pub fn obey<V: Vcpu, C>(vm: &mut Vm<V, C>, signal: Signal) -> Option<Resume> {
+pub fn obey<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, signal: Signal) -> Option<Resume> {
     match signal {
         Signal::None => None,
         Signal::Status(status) => {
@@ -51,6 +51,12 @@ pub fn obey<V: Vcpu, C>(vm: &mut Vm<V, C>, signal: Signal) -> Option<Resume> {
         }
         Signal::Dma => {
             vm.dma_waits = true;
+            None
+        }
+        Signal::DebugLine => {
+            if let Some(line) = vm.chipset.take_debug_line() {
+                log::debug!("{}: {line}", vm.name);
+            }
             None
         }
         Signal::PowerOff => Some(Resume::Stop(StopReason::PowerOff)),

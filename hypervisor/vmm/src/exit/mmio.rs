@@ -13,16 +13,19 @@ use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
-/// Whether a PC has a bus behind `gpa`, so that an address without a device is open bus and no error.
-pub const fn is_bus(gpa: Gpa) -> bool {
-    (layout::LOW_MEMORY_END.0 <= gpa.0 && gpa.0 < layout::HIGH_MEMORY.0)
+/// Whether a PC has a bus behind `gpa`, so that an address without a device is open bus and no error. On a PC it is
+/// behind all that is no memory, and what firmware starts may rely on it; a kernel that was given a map of its memory
+/// goes beyond by mistake only, and is told from that.
+pub const fn is_bus<V: Vcpu, C>(vm: &Vm<V, C>, gpa: Gpa) -> bool {
+    vm.firmware
+        || (layout::LOW_MEMORY_END.0 <= gpa.0 && gpa.0 < layout::HIGH_MEMORY.0)
         || (layout::PCI_HOLE.0 <= gpa.0 && gpa.0 < layout::ABOVE_4G.0)
 }
 
 /// Handles an access that the nested tables refused.
 pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, fault: &NestedFault) -> Resume {
     let delivering = vm.vcpu.interrupted_event().is_some();
-    if !is_bus(fault.gpa) || fault.table_walk || fault.fetch || delivering {
+    if !is_bus(vm, fault.gpa) || fault.table_walk || fault.fetch || delivering {
         let access = match (fault.fetch, fault.write) {
             (true, _) => "instruction fetch",
             (false, true) => "write",

@@ -41,7 +41,7 @@ impl Audit {
     }
 }
 
-impl<H: Host, C: Chipset> Machine<'_, H, C> {
+impl<H: Host, C: Chipset> Machine<H, C> {
     /// Looks at everything. Takes a time that grows with the machine's memory.
     pub(super) fn audit(&mut self) -> Audit {
         let mut audit = Audit::default();

@@ -7,13 +7,13 @@ use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
-use crate::chipset::Chipset;
+use crate::chipset::{Chipset, Key};
 use crate::console::Command;
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vm::ExitCounter;
 
-impl<H: Host, C: Chipset> Machine<'_, H, C> {
+impl<H: Host, C: Chipset> Machine<H, C> {
     /// Does what `command` asks.
     pub(super) fn command(&mut self, command: &Command, now: Tsc) {
         match command {
@@ -36,6 +36,16 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
             Command::Audit => self.tell_audit(),
             #[cfg(any(test, feature = "plant"))]
             Command::Plant(kind) => self.plant(kind),
+            Command::Screen(name) => {
+                if let Some(index) = self.alive(name) {
+                    self.screen(index);
+                }
+            }
+            Command::Type { name, keys } => {
+                if let Some(index) = self.alive(name) {
+                    self.type_keys(index, keys, now);
+                }
+            }
             Command::Quit => self.quit = true,
         }
     }
@@ -91,6 +101,39 @@ impl<H: Host, C: Chipset> Machine<'_, H, C> {
             counters.interrupts,
             counters.msr_faults
         ));
+    }
+
+    /// The text on the screen of VM `index`, a line each.
+    fn screen(&mut self, index: usize) {
+        let State::Alive(vm) = &self.slots[index].state else { return };
+        match vm.chipset.screen() {
+            Some(mut lines) => {
+                let used = lines.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1);
+                lines.truncate(used);
+                let heading = format!("screen of {}, {used} lines:", vm.name);
+                self.console.reply(&heading);
+                lines.iter().for_each(|line| self.console.reply(&format!("| {line}")));
+            }
+            None if self.slots[index].config.vga.is_some() => {
+                let line = format!("the screen of {} shows no text", vm.name);
+                self.console.reply(&line);
+            }
+            None => {
+                let line = format!("{} has no screen; `vga = true` gives it one", vm.name);
+                self.console.reply(&line);
+            }
+        }
+    }
+
+    /// Types on the keyboard of VM `index`.
+    fn type_keys(&mut self, index: usize, keys: &[Key], now: Tsc) {
+        let State::Alive(vm) = &mut self.slots[index].state else { return };
+        let at = Tsc(now.since(vm.started));
+        let typed = keys.iter().take_while(|key| vm.chipset.type_key(at, **key)).count();
+        if typed < keys.len() {
+            let line = format!("{}: {typed} of {} keys typed: its keyboard takes no more now", vm.name, keys.len());
+            self.console.reply(&line);
+        }
     }
 
     /// A line for each VM.

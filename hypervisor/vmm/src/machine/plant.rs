@@ -15,7 +15,7 @@ const NOWHERE: Gpa = Gpa(PCI_HOLE.0 + 0x1000_0000);
 /// Memory that is the firmware's, and no VM's ever.
 const FIRMWARE: Hpa = Hpa(PAGE_4K);
 
-impl<H: Host, C: Chipset> Machine<'_, H, C> {
+impl<H: Host, C: Chipset> Machine<H, C> {
     /// Does the harm that is called `kind`.
     pub(super) fn plant(&mut self, kind: &str) {
         let done = match kind {

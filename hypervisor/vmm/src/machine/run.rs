@@ -31,7 +31,7 @@ enum Left {
     Stopped(StopReason),
 }
 
-impl<H: Host, C: Chipset> Machine<'_, H, C> {
+impl<H: Host, C: Chipset> Machine<H, C> {
     /// Runs VM `index` until its slice ends at `until`, it waits, or it stops.
     pub(super) fn run_vm(&mut self, index: usize, until: Tsc) {
         // What a turn costs is this VM's, all of it: switching to it, and starting it again.

@@ -22,7 +22,7 @@ mod string_io;
 mod time;
 mod tsc;
 
-type Fake = Machine<'static, FakeHost, FakeChipset>;
+type Fake = Machine<FakeHost, FakeChipset>;
 
 /// Ticks of a time slice.
 const SLICE: u64 = HZ / 200;

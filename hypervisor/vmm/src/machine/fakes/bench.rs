@@ -9,7 +9,7 @@ use lamina_arch::addr::{Hpa, PAGE_2M};
 use super::host::{FakeHost, World};
 use super::vcpu::Program;
 use crate::chipset::Chipset;
-use crate::config::{self, Blob, Bundle, CPU_HOST, LogLevel, VmConfig};
+use crate::config::{self, Blob, Boot, Bundle, CPU_HOST, LogLevel, VmConfig};
 use crate::frames::{FramePool, FrameStock};
 use crate::machine::Machine;
 use crate::memory::Backing;
@@ -171,7 +171,7 @@ impl Bench {
     ///
     /// # Panics
     /// Where the bundle cannot be packed.
-    pub fn boot<C: Chipset>(self) -> (Machine<'static, FakeHost, C>, World) {
+    pub fn boot<C: Chipset>(self) -> (Machine<FakeHost, C>, World) {
         let images: Vec<&[u8]> = self.guests.iter().map(|guest| guest.image.as_slice()).collect();
         let describe = |blobs: &[Blob]| Bundle {
             interactive: self.interactive,
@@ -197,7 +197,7 @@ impl Bench {
 fn configuration(guest: &Guest, kernel: Blob) -> VmConfig {
     VmConfig {
         name: guest.name.clone(),
-        kernel,
+        boot: Boot::Kernel(kernel),
         initrd: guest.initrd,
         modules: vec![],
         cmdline: String::new(),
@@ -206,5 +206,9 @@ fn configuration(guest: &Guest, kernel: Blob) -> VmConfig {
         vcpus: 1,
         weight: guest.weight,
         cpu: CPU_HOST.into(),
+        cdrom: None,
+        vga: None,
+        hpet: false,
+        fw_cfg: vec![],
     }
 }

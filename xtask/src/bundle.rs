@@ -277,7 +277,7 @@ mod tests {
         }
         let keys = "firmware = \"rom\"\nvga = \"vga\"\ncdrom = \"iso\"\nhpet = true";
         let (config, images) = config(directory.path(), &format!("[[vm]]\nname = \"a\"\n{keys}"));
-        let packed = pack(&config, &images, false).unwrap();
+        let packed = pack(&config, &images, Audience { terminal: false, screen: false }).unwrap();
         let bundle = parse(&packed).unwrap();
         let vm = &bundle.vms[0];
         let bytes = |blob| blob_bytes(&packed, blob).unwrap();

@@ -30,8 +30,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
+use lamina_arch::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST};
 use lamina_arch::time::Tsc;
-use lamina_vmm::bus::{Bus, Overlap, open_bus};
+use lamina_vmm::bus::{Bus, Overlap, PortMap, open_bus};
 use lamina_vmm::chipset::{Chipset, ChipsetSetup, Extras, Key, Signal};
 use lamina_vmm::dma::{DmaRequest, TRANSFER_MAX};
 use lamina_vmm::layout;
@@ -39,6 +40,11 @@ use ports::Port;
 
 /// Stands for "no timer is running" among deadlines: a guest's TSC does not get there.
 const NEVER: u64 = u64::MAX;
+/// The x2APIC's registers as MSRs. Those below the spurious-interrupt vector register (task priority, EOI and the like)
+/// and the self-IPI do not concern its timer.
+const X2APIC_SPURIOUS: u32 = X2APIC_FIRST + 0xf;
+const X2APIC_CURRENT_COUNT: u32 = X2APIC_FIRST + 0x39;
+const X2APIC_SELF_IPI: u32 = X2APIC_FIRST + 0x3f;
 /// Registers of the local APIC below this offset (task priority, EOI and the like) do not concern its timer.
 const LAPIC_TIMER_UNCONCERNED: u64 = 0xf0;
 
@@ -68,7 +74,7 @@ enum Timer {
 /// The devices of one VM.
 #[derive(Clone, Debug)]
 pub struct Pc {
-    ports: Bus<u16, Port>,
+    ports: PortMap<Port>,
     memory: Bus<Gpa, Page>,
     uart: Uart,
     pic: Pic,
@@ -152,6 +158,20 @@ impl Chipset for Pc {
         }
     }
 
+    fn port_read_byte(&mut self, now: Tsc, port: u16) -> u8 {
+        self.advance(now);
+        if let Some((device, offset)) = self.ports.find(port)
+            && let Some(value) = self.read_frequent(device, (offset & 0xff) as u8)
+        {
+            return value;
+        }
+        let mut data = [0];
+        if !self.read_port(port, &mut data) {
+            self.count_unclaimed();
+        }
+        data[0]
+    }
+
     fn port_write(&mut self, now: Tsc, port: u16, data: &[u8]) -> Signal {
         self.advance(now);
         self.write_port(port, data).unwrap_or_else(|| {
@@ -167,7 +187,7 @@ impl Chipset for Pc {
                 self.lapic.read(self.now, offset, data);
                 // An error may have become an interrupt, and a timer that was read may have expired.
                 self.refresh(Timer::Lapic);
-                self.deliver();
+                self.update_pending();
             }
             Some((Page::IoApic, offset)) => self.ioapic.read(offset, data),
             Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
@@ -225,17 +245,25 @@ impl Chipset for Pc {
     }
 
     fn msr_read(&mut self, now: Tsc, msr: u32) -> Result<u64, GuestFault> {
+        if msr == IA32_APIC_BASE {
+            return Ok(self.lapic.apic_base());
+        }
         self.advance(now);
         let value = self.lapic.read_msr(self.now, msr);
-        self.refresh(Timer::Lapic);
-        self.deliver();
+        // A timer that was read may have expired.
+        if matches!(msr, IA32_TSC_DEADLINE | X2APIC_CURRENT_COUNT) {
+            self.refresh(Timer::Lapic);
+            self.update_pending();
+        }
         value
     }
 
     fn msr_write(&mut self, now: Tsc, msr: u32, value: u64) -> Result<(), GuestFault> {
         self.advance(now);
         let effect = self.lapic.write_msr(self.now, msr, value)?;
-        self.refresh(Timer::Lapic);
+        if !matches!(msr, X2APIC_FIRST..X2APIC_SPURIOUS | X2APIC_SELF_IPI) {
+            self.refresh(Timer::Lapic);
+        }
         self.carry_out(effect);
         Ok(())
     }
@@ -263,7 +291,8 @@ impl Chipset for Pc {
         } else {
             let vector = self.lapic.acknowledge(self.now);
             self.refresh(Timer::Lapic);
-            vector
+            self.update_pending();
+            return vector;
         };
         self.deliver();
         vector
@@ -277,6 +306,7 @@ impl Chipset for Pc {
         self.lapic.take_nmi()
     }
 
+    #[inline]
     fn advance(&mut self, now: Tsc) {
         if now > self.now {
             self.now = now;
@@ -341,6 +371,7 @@ impl Chipset for Pc {
 
 impl Pc {
     /// Brings the timers that are due up to now, with their interrupt lines.
+    #[cold]
     fn expire(&mut self) {
         let due = |deadline: u64| deadline <= self.now.0;
         let [pit, rtc, pm, uart, lapic, hpet] = self.deadlines.map(due);
@@ -479,7 +510,8 @@ impl Pc {
     /// Carries out what a write to the local APIC asks of the I/O APIC.
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::None => {}
+            // The I/O APIC and the pair of 8259s have nothing to do with it.
+            Effect::None => return self.update_pending(),
             Effect::Eoi(vector) => self.ioapic.eoi(vector),
             Effect::Accepting => self.ioapic.resend(),
         }

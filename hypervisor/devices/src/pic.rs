@@ -275,6 +275,16 @@ impl Pic {
         }
     }
 
+    /// The interrupt mask, as a read of the data port gives it; `None` where a poll command stands before it.
+    #[inline]
+    pub const fn mask(&self, which: Which) -> Option<u8> {
+        let chip = match which {
+            Which::Master => &self.master,
+            Which::Slave => &self.slave,
+        };
+        if chip.poll { None } else { Some(chip.imr) }
+    }
+
     /// Writes the command port (0x20, 0xa0) or the data port (0x21, 0xa1).
     pub fn write(&mut self, which: Which, data_port: bool, value: u8) {
         let chip = self.chip(which);

@@ -166,6 +166,12 @@ impl Uart {
         }
     }
 
+    /// The line status, as a read of its register gives it; `None` where that would change something.
+    #[inline]
+    pub fn quiet_line_status(&self) -> Option<u8> {
+        if self.overrun { None } else { Some(self.line_status()) }
+    }
+
     /// Writes the register at `offset` (the low three bits count).
     pub fn write(&mut self, now: Tsc, offset: u8, value: u8) {
         let dlab = self.lcr & LCR_DLAB != 0;

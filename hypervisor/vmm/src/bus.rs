@@ -71,6 +71,60 @@ impl<A: Address, D: Copy> Bus<A, D> {
     }
 }
 
+/// How many ports one page of the [`PortMap`] holds.
+const PAGE: usize = 256;
+
+/// The bus of the 65536 ports, with the answer to "who is there" at hand: two look-ups in tables.
+#[derive(Clone, Debug)]
+pub struct PortMap<D> {
+    ranges: Bus<u16, D>,
+    /// Which of `pages` the ports with this high byte are in; 0 is the page where nothing answers.
+    index: [u8; PAGE],
+    pages: Vec<[Option<(D, u16)>; PAGE]>,
+}
+
+impl<D: Copy> PortMap<D> {
+    /// A map where nothing answers.
+    pub fn new() -> Self {
+        PortMap { ranges: Bus::new(), index: [0; PAGE], pages: alloc::vec![[None; PAGE]] }
+    }
+
+    /// Gives `length` ports from `first` to `device`.
+    ///
+    /// # Errors
+    /// [`Overlap`] where one of them is taken already, or is beyond the last port; the map is then unchanged.
+    pub fn claim(&mut self, first: u16, length: u16, device: D) -> Result<(), Overlap> {
+        let last = first.checked_add(length.checked_sub(1).ok_or(Overlap)?).ok_or(Overlap)?;
+        self.ranges.claim(first, u64::from(length), device)?;
+        for port in first..=last {
+            let [low, high] = port.to_le_bytes();
+            let page = &mut self.index[usize::from(high)];
+            if *page == 0 {
+                // There are no more than 255 others: the page of nothing, and one for each high byte but this.
+                *page = u8::try_from(self.pages.len()).map_err(|_| Overlap)?;
+                self.pages.push([None; PAGE]);
+            }
+            if let Some(page) = self.pages.get_mut(usize::from(*page)) {
+                page[usize::from(low)] = Some((device, port - first));
+            }
+        }
+        Ok(())
+    }
+
+    /// The device at `port`, with the offset of the port in the device's range.
+    #[inline]
+    pub fn find(&self, port: u16) -> Option<(D, u16)> {
+        let [low, high] = port.to_le_bytes();
+        self.pages.get(usize::from(self.index[usize::from(high)]))?[usize::from(low)]
+    }
+}
+
+impl<D: Copy> Default for PortMap<D> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<A: Address, D: Copy> Default for Bus<A, D> {
     fn default() -> Self {
         Self::new()
@@ -99,6 +153,32 @@ mod tests {
         assert_eq!(bus.find(0x43), Some(('p', 3)));
         assert_eq!(bus.find(0xffff), Some(('z', 0)));
         assert_eq!(bus.find(0), None);
+    }
+
+    #[test]
+    fn the_port_map_answers_as_the_bus() {
+        let (mut bus, mut map) = (Bus::new(), PortMap::new());
+        for (first, length, device) in [(0x3f8u16, 8u16, 'u'), (0x40, 4, 'p'), (0xfff0, 16, 'z'), (0x1fe, 4, 'x')] {
+            bus.claim(first, length.into(), device).unwrap();
+            map.claim(first, length, device).unwrap();
+        }
+        for port in 0..=u16::MAX {
+            let expected = bus.find(port).map(|(device, offset)| (device, u16::try_from(offset).unwrap()));
+            assert_eq!(map.find(port), expected, "{port:#x}");
+        }
+        assert_eq!(map.claim(0x43, 1, 'q'), Err(Overlap));
+        assert_eq!(map.claim(0xffff, 2, 'q'), Err(Overlap));
+        assert_eq!(map.claim(0x70, 0, 'q'), Err(Overlap));
+        assert_eq!(map.find(0x43), Some(('p', 3)));
+    }
+
+    #[test]
+    fn every_page_of_ports_can_be_claimed() {
+        let mut map = PortMap::new();
+        for high in 0..=0xfe {
+            map.claim(high << 8, 1, high).unwrap();
+        }
+        assert_eq!(map.find(0xfe00), Some((0xfe, 0)));
     }
 
     #[test]

@@ -127,6 +127,13 @@ pub trait Chipset: Sized {
     /// IN from `port`. Where no device answers, all ones; counted in [`Chipset::unclaimed`].
     fn port_read(&mut self, now: Tsc, port: u16, data: &mut [u8]);
 
+    /// IN of one byte, the most frequent access. As [`Chipset::port_read`].
+    fn port_read_byte(&mut self, now: Tsc, port: u16) -> u8 {
+        let mut data = [0];
+        self.port_read(now, port, &mut data);
+        data[0]
+    }
+
     /// OUT to `port`.
     fn port_write(&mut self, now: Tsc, port: u16, data: &[u8]) -> Signal;
 

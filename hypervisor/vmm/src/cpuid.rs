@@ -4,6 +4,7 @@
 //! that nobody listed is 0. The answers are computed once, when the VM is made: no exit executes CPUID. SDM vol. 2,
 //! "CPUID—CPU Identification".
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use lamina_arch::cr::Cr4;
 use lamina_arch::hypercall;
@@ -112,6 +113,10 @@ struct Entry {
 pub struct Cpuid {
     /// Sorted by leaf, then subleaf.
     entries: Vec<Entry>,
+    /// What [`Cpuid::plain`] answers.
+    plain: Box<[Option<Answer>; 4 * PLAIN_LEAVES as usize]>,
+    /// Leaf 1, without OSXSAVE.
+    features: Answer,
     /// Components that XCR0 may enable.
     xcr0: u64,
     /// CR4 bits that may be set.
@@ -119,6 +124,10 @@ pub struct Cpuid {
 }
 
 /// Leaves whose answer depends on ECX.
+/// Leaves of each of the four groups that [`Cpuid::plain`] has at hand, and its logarithm.
+const PLAIN_LEAVES: u32 = 1 << PLAIN_BITS;
+const PLAIN_BITS: u32 = 5;
+
 const fn is_indexed(leaf: u32) -> bool {
     matches!(leaf, 4 | 7 | 0xb | 0xd)
 }
@@ -126,7 +135,13 @@ const fn is_indexed(leaf: u32) -> bool {
 impl Cpuid {
     /// The model `host` over what `processor` (leaf, subleaf) answers.
     pub fn host(processor: &dyn Fn(u32, u32) -> Answer, input: &ModelInput) -> Cpuid {
-        let mut model = Cpuid { entries: Vec::new(), xcr0: 0, cr4: Cr4::empty() };
+        let mut model = Cpuid {
+            entries: Vec::new(),
+            plain: Box::new([None; 4 * PLAIN_LEAVES as usize]),
+            features: [0; 4],
+            xcr0: 0,
+            cr4: Cr4::empty(),
+        };
         let [max, vendor @ ..] = processor(0, 0);
         let has = |leaf: u32| leaf <= max;
         model.push(0, 0, [MAX_BASIC, vendor[0], vendor[1], vendor[2]]);
@@ -172,6 +187,7 @@ impl Cpuid {
         model.push_extended(processor);
         model.entries.sort_by_key(|e| (e.leaf, e.subleaf));
         model.cr4 = model.derive_cr4();
+        model.index();
         model
     }
 
@@ -281,6 +297,33 @@ impl Cpuid {
         }
     }
 
+    /// The answer of a leaf without subleaves that depends on no register, where there is one at hand.
+    #[inline]
+    pub fn plain(&self, leaf: u32) -> Option<&Answer> {
+        // Bits 31 and 30 tell basic, hypervisor's and extended leaves apart.
+        if leaf & 0x3fff_ffff >= PLAIN_LEAVES {
+            return None;
+        }
+        self.plain[(leaf >> 30 << PLAIN_BITS | leaf & (PLAIN_LEAVES - 1)) as usize].as_ref()
+    }
+
+    /// Leaf 1, given the guest's CR4.
+    #[inline]
+    pub const fn features(&self, cr4: u64) -> Answer {
+        let [eax, ebx, ecx, edx] = self.features;
+        [eax, ebx, if cr4 & Cr4::OSXSAVE.bits() != 0 { ecx | OSXSAVE } else { ecx }, edx]
+    }
+
+    /// Puts the answers of [`Cpuid::plain`] in place.
+    fn index(&mut self) {
+        for index in 0..4 * PLAIN_LEAVES {
+            let leaf = index >> PLAIN_BITS << 30 | index & (PLAIN_LEAVES - 1);
+            let is_plain = leaf != 1 && !is_indexed(leaf) && self.entries.iter().any(|e| e.leaf == leaf);
+            self.plain[index as usize] = is_plain.then(|| self.answer(leaf, 0, 0, 0));
+        }
+        self.features = self.at(1, 0);
+    }
+
     /// What CPUID answers, given the guest's CR4 and XCR0. A basic or extended leaf beyond the highest gets the data
     /// of the highest basic leaf, as on Intel's processors; other gaps are 0.
     pub fn answer(&self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Answer {
@@ -291,7 +334,7 @@ impl Cpuid {
         };
         let mut answer = self.at(leaf, if is_indexed(leaf) { subleaf } else { 0 });
         match (leaf, subleaf) {
-            (1, _) if cr4 & Cr4::OSXSAVE.bits() != 0 => answer[2] |= OSXSAVE,
+            (1, _) => answer = self.features(cr4),
             (0xb, 3..) => answer[2] = subleaf & 0xff,
             (0xb, _) => {}
             (0xd, 0) => answer[1] = self.xsave_size(xcr0, false),

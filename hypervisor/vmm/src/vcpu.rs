@@ -8,7 +8,7 @@ use alloc::string::String;
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
-use lamina_arch::exit::Exit;
+use lamina_arch::exit::{Exit, Kind, Width};
 use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
@@ -28,6 +28,64 @@ pub struct EntryFailure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownLength;
 
+/// What came of offering an exit to [`Quick`].
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done: go past the instruction and enter the guest again.
+    Done,
+    /// It is done: go past the instruction and return [`Ran::Look`].
+    Look,
+    /// Nothing was done: return it as [`Ran::Exit`].
+    Refused,
+}
+
+/// As much of a virtual processor as an answer to a [`QuickExit`] may touch.
+pub trait QuickRegisters {
+    /// The general-purpose registers, without RSP.
+    fn gprs(&mut self) -> &mut Gprs;
+
+    /// CR4 as the guest reads it, as far as the guest owns it.
+    fn cr4(&mut self) -> u64;
+
+    /// XCR0.
+    fn xcr0(&mut self) -> u64;
+}
+
+/// Answers exits without leaving [`Vcpu::run`]: one function for each kind of exit that may be answered, so that the
+/// vendor decides once which it is. `at` is when it came (the machine's TSC).
+pub trait Quick {
+    /// CPUID.
+    fn cpuid<R: QuickRegisters>(&mut self, registers: &mut R) -> Answer;
+
+    /// The vendor's hypercall instruction.
+    fn hypercall<R: QuickRegisters>(&mut self, registers: &mut R) -> Answer;
+
+    /// RDMSR.
+    fn rdmsr<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc) -> Answer;
+
+    /// WRMSR.
+    fn wrmsr<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc) -> Answer;
+
+    /// IN with AL, AX or EAX.
+    fn port_in<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc, port: u16, width: Width) -> Answer;
+
+    /// OUT with AL, AX or EAX.
+    fn port_out<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc, port: u16, width: Width) -> Answer;
+
+    /// An exit that was answered took `ticks` in the hypervisor.
+    fn account(&mut self, kind: Kind, ticks: u64);
+}
+
+/// How [`Vcpu::run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// The guest exited, and nothing was done about it yet.
+    Exit(Exit),
+    /// The last exit is answered, and there is something for the run loop to look at.
+    Look,
+}
+
 /// A virtual processor of some vendor's.
 pub trait Vcpu {
     /// The vendor's format of nested-table entries.
@@ -44,11 +102,12 @@ pub trait Vcpu {
     fn nested_format(&self) -> Self::Nested;
 
     /// Enters the guest and returns when it exits, at the latest at `deadline` (the machine's TSC): with
-    /// [`Exit::SliceEnd`], or with the interrupt of a timer of the machine's.
+    /// [`Exit::SliceEnd`], or with the interrupt of a timer of the machine's. A vendor whose processor tells the
+    /// instruction's length may offer exits to `quick`, and goes on after those that it answers.
     ///
     /// # Errors
     /// [`EntryFailure`] where the processor refuses the state.
-    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure>;
+    fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure>;
 
     /// The general-purpose registers, without RSP.
     fn gprs(&mut self) -> &mut Gprs;

@@ -235,13 +235,8 @@ const fn decode_task_switch(qualification: u64) -> Exit {
 /// Field as Used for INS and OUTS".
 fn decode_io(c: &Captured) -> Option<IoExit> {
     let q = c.qualification;
-    let width = match q & 7 {
-        0 => Width::B1,
-        1 => Width::B2,
-        3 => Width::B4,
-        _ => return None,
-    };
-    let string = if q & 1 << 4 != 0 {
+    let (port, width, direction) = port_access(q)?;
+    let string = if q & IO_STRING != 0 {
         let address_width = match c.instruction_information >> 7 & 7 {
             0 => Width::B2,
             1 => Width::B4,
@@ -252,8 +247,23 @@ fn decode_io(c: &Captured) -> Option<IoExit> {
     } else {
         None
     };
-    let direction = if q & 1 << 3 != 0 { Direction::In } else { Direction::Out };
-    Some(IoExit { port: (q >> 16 & 0xffff) as u16, width, direction, string })
+    Some(IoExit { port, width, direction, string })
+}
+
+/// Bit 4 of an I/O exit's qualification: INS or OUTS.
+pub const IO_STRING: u64 = 1 << 4;
+
+/// Port, width and direction out of an I/O exit's qualification. `None` for a width that there is not.
+#[inline]
+pub const fn port_access(qualification: u64) -> Option<(u16, Width, Direction)> {
+    let width = match qualification & 7 {
+        0 => Width::B1,
+        1 => Width::B2,
+        3 => Width::B4,
+        _ => return None,
+    };
+    let direction = if qualification & 1 << 3 != 0 { Direction::In } else { Direction::Out };
+    Some(((qualification >> 16 & 0xffff) as u16, width, direction))
 }
 
 /// Table "Exit Qualification for EPT Violations".

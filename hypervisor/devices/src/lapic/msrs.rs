@@ -14,13 +14,18 @@ use lamina_vmm::layout;
 const LVT_READ_ONLY: u32 = 1 << 14 | 1 << 12;
 
 impl Lapic {
+    /// IA32_APIC_BASE.
+    pub const fn apic_base(&self) -> u64 {
+        layout::LAPIC.0 | self.base.bits()
+    }
+
     /// RDMSR.
     ///
     /// # Errors
     /// #GP(0) for a register that does not exist or cannot be read, and outside of x2APIC mode.
     pub fn read_msr(&mut self, now: Tsc, number: u32) -> Result<u64, GuestFault> {
         match number {
-            msr::IA32_APIC_BASE => Ok(layout::LAPIC.0 | self.base.bits()),
+            msr::IA32_APIC_BASE => Ok(self.apic_base()),
             msr::IA32_TSC_DEADLINE => {
                 self.advance(now);
                 Ok(self.timer.deadline())

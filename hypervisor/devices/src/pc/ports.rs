@@ -9,12 +9,14 @@ use crate::acpi_pm;
 use crate::debug_port::DebugPort;
 use crate::ide::{self, BUS_MASTER_PORTS};
 use crate::pic::Which;
-use lamina_vmm::bus::{Bus, Overlap, open_bus};
+use lamina_vmm::bus::{Overlap, PortMap, open_bus};
 use lamina_vmm::chipset::{Extras, Signal};
 use lamina_vmm::layout;
 
 /// What ends the VM, written bytewise to [`layout::SHUTDOWN_PORT`].
 const SHUTDOWN: &[u8; 8] = b"Shutdown";
+/// The serial port's line status register, from its first.
+const LINE_STATUS: u8 = 5;
 /// Reset control: a rising edge of this bit resets the processor.
 const RESET_CPU: u8 = 1 << 2;
 /// Reset control: bits that read back.
@@ -49,8 +51,8 @@ pub(super) enum Port {
 }
 
 /// The map of all ports that do not move.
-pub(super) fn map(extras: &Extras) -> Result<Bus<u16, Port>, Overlap> {
-    let mut map = Bus::new();
+pub(super) fn map(extras: &Extras) -> Result<PortMap<Port>, Overlap> {
+    let mut map = PortMap::new();
     map.claim(0x20, 2, Port::Pic(Which::Master))?;
     map.claim(0x40, 4, Port::Pit)?;
     map.claim(0x60, 1, Port::KeyboardData)?;
@@ -63,7 +65,7 @@ pub(super) fn map(extras: &Extras) -> Result<Bus<u16, Port>, Overlap> {
     map.claim(layout::STATUS_PORT, 1, Port::Status)?;
     map.claim(layout::COM1_PORT, 8, Port::Uart)?;
     map.claim(0x4d0, 2, Port::Elcr)?;
-    map.claim(layout::PM1A_EVENT_PORT, u64::from(acpi_pm::BLOCK_SIZE), Port::AcpiPm)?;
+    map.claim(layout::PM1A_EVENT_PORT, u16::from(acpi_pm::BLOCK_SIZE), Port::AcpiPm)?;
     map.claim(0xcf8, 4, Port::ConfigAddress)?;
     map.claim(0xcfc, 4, Port::ConfigData)?;
     map.claim(layout::SHUTDOWN_PORT, 1, Port::Shutdown)?;
@@ -110,9 +112,16 @@ impl Pc {
                 ide.read_data(which, data);
                 self.ide_changed();
             }
+            (_, 1) => return self.read_one(device, offset, port, data),
             _ => return self.read_bytes(port, data),
         }
         true
+    }
+
+    fn read_one(&mut self, device: Port, offset: u8, port: u16, data: &mut [u8]) -> bool {
+        let value = self.read_device(device, offset, port);
+        data.fill(value.unwrap_or(0xff));
+        value.is_some()
     }
 
     /// OUT. `None` where no device answers any byte of it.
@@ -187,7 +196,25 @@ impl Pc {
     /// A byte of the eight-bit devices.
     fn read_byte(&mut self, port: u16) -> Option<u8> {
         let (device, offset) = self.find(port)?;
-        let offset = (offset & 0xff) as u8;
+        self.read_device(device, (offset & 0xff) as u8, port)
+    }
+
+    /// A byte of what is read most, with as little work as its registers need; `None` for all the rest.
+    #[inline]
+    pub(super) fn read_frequent(&mut self, device: Port, offset: u8) -> Option<u8> {
+        Some(match device {
+            Port::Pit => self.pit.read(self.now, offset),
+            Port::SystemControl => self.pit.read_control(self.now),
+            // The interrupt mask: nothing is acknowledged by reading it.
+            Port::Pic(which) if offset != 0 => self.pic.mask(which)?,
+            Port::Uart if offset == LINE_STATUS => self.uart.quiet_line_status()?,
+            Port::Post => self.post,
+            _ => return None,
+        })
+    }
+
+    /// A byte of the eight-bit `device` that answers at `port`.
+    fn read_device(&mut self, device: Port, offset: u8, port: u16) -> Option<u8> {
         Some(match device {
             Port::Uart => {
                 let value = self.uart.read(self.now, offset);
@@ -195,9 +222,12 @@ impl Pc {
                 value
             }
             Port::Pic(which) => {
+                let before = self.pic.intr();
                 // A read after the poll command acknowledges.
                 let value = self.pic.read(which, offset != 0);
-                self.deliver();
+                if self.pic.intr() != before {
+                    self.deliver();
+                }
                 value
             }
             Port::Elcr => self.pic.read_elcr(if offset == 0 { Which::Master } else { Which::Slave }),
@@ -299,13 +329,13 @@ impl Pc {
     }
 
     /// The device at `port`, with how far the port is into its range. Those that do not move go first.
-    fn find(&self, port: u16) -> Option<(Port, u64)> {
+    fn find(&self, port: u16) -> Option<(Port, u16)> {
         if let Some(found) = self.ports.find(port) {
             return Some(found);
         }
         let within = |first: Option<u16>, length: u16, device| {
             let offset = port.checked_sub(first?)?;
-            (offset < length).then_some((device, u64::from(offset)))
+            (offset < length).then_some((device, offset))
         };
         within(self.pci.bus_master_ports(), BUS_MASTER_PORTS, Port::IdeBusMaster)
             .or_else(|| within(self.pci.power_ports(), u16::from(acpi_pm::BLOCK_SIZE), Port::AcpiPm))

@@ -20,7 +20,7 @@ use lamina_arch::svm::segment::{attributes, rights};
 use lamina_arch::svm::vmcb::{self, Field, ReadWrite, tlb_control};
 use lamina_arch::time::Tsc;
 use lamina_vmm::nested::npt::Npt;
-use lamina_vmm::vcpu::{EntryFailure, UnknownLength, Vcpu};
+use lamina_vmm::vcpu::{EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 use x86_64::registers::model_specific::Msr;
 
 use super::capture::capture;
@@ -162,7 +162,7 @@ impl Vcpu for SvmVcpu {
         Npt { largest: self.shared.largest_page }
     }
 
-    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure> {
+    fn run<Q: Quick>(&mut self, deadline: Tsc, _quick: &mut Q) -> Result<Ran, EntryFailure> {
         loop {
             self.enter(deadline);
             let vmcb = self.vmcb.fields();
@@ -171,8 +171,8 @@ impl Vcpu for SvmVcpu {
             }
             vmcb.set_clean();
             match self.stepper.after_exit(vmcb, self.captured.code) {
-                Follows::Decode => return Ok(decode(&self.captured)),
-                Follows::NmiWindow if self.nmi_window => return Ok(Exit::NmiWindow),
+                Follows::Decode => return Ok(Ran::Exit(decode(&self.captured))),
+                Follows::NmiWindow if self.nmi_window => return Ok(Ran::Exit(Exit::NmiWindow)),
                 Follows::NmiWindow | Follows::Again => {}
             }
         }

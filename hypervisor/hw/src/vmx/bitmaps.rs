@@ -31,6 +31,18 @@ const PASSED: [u32; 12] = [
 /// MSRs that the guest only reads itself: the processor adds the TSC offset; EFER is a field of the VMCS.
 const READ_ONLY: [u32; 2] = [msr::IA32_TIME_STAMP_COUNTER, msr::IA32_EFER];
 
+/// The port of power-on self-test codes. Guests write there for a delay, as Linux does around its accesses to old
+/// devices, and all of them reach the machine's own port. It leads nowhere but to a display of two digits; what one
+/// guest wrote last, another may read.
+const POST: usize = 0x80;
+
+/// The bitmap of ports 0 to 0x7fff.
+pub fn low_ports() -> HostPage {
+    let mut page = all_exit();
+    page.bytes_mut()[POST / 8] &= !(1 << (POST % 8));
+    page
+}
+
 /// A bitmap in which every bit is set.
 pub fn all_exit() -> HostPage {
     let mut page = HostPage::new();

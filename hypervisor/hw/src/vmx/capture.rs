@@ -1,19 +1,17 @@
 //! After an exit: the VMREADs that decoding needs, and no others.
 
-use lamina_arch::vmx::exit::{Captured, Needs, needs};
+use lamina_arch::vmx::exit::{Captured, IO_STRING, Needs, needs};
 use lamina_arch::vmx::field;
 use lamina_arch::vmx::interruption::{ERROR_CODE_VALID, VALID, is_software};
 
 use super::vmcs::Current;
 
-/// Bit 4 of an I/O exit's qualification: INS or OUTS.
-const STRING: u64 = 1 << 4;
 /// Bit 7 of an EPT violation's qualification: the guest-linear address is valid.
 const LINEAR_VALID: u64 = 1 << 7;
 
-/// Reads what the exit's decoding needs. How many VMREADs that are for each reason stands at [`needs`].
-pub fn capture(vmcs: &Current<'_>) -> Captured {
-    let mut c = Captured { reason: vmcs.read(field::EXIT_REASON), ..Captured::default() };
+/// Reads what the decoding of an exit with `reason` needs. How many VMREADs that are for each reason stands at [`needs`].
+pub fn capture(vmcs: &Current<'_>, reason: u32) -> Captured {
+    let mut c = Captured { reason, ..Captured::default() };
     let needs = needs((c.reason & 0xffff) as u16);
     if needs.is_empty() {
         return c;
@@ -45,7 +43,7 @@ pub fn capture(vmcs: &Current<'_>) -> Captured {
     if needs.contains(Needs::GUEST_LINEAR) && c.qualification & LINEAR_VALID != 0 {
         c.guest_linear = vmcs.read(field::GUEST_LINEAR_ADDRESS);
     }
-    if needs.contains(Needs::STRING_IO) && c.qualification & STRING != 0 {
+    if needs.contains(Needs::STRING_IO) && c.qualification & IO_STRING != 0 {
         c.instruction_information = vmcs.read(field::EXIT_INSTRUCTION_INFORMATION);
         c.guest_linear = vmcs.read(field::GUEST_LINEAR_ADDRESS);
     }

@@ -132,7 +132,7 @@ impl Vmx {
             capabilities,
             controls,
             msr_bitmap: bitmaps::msr_bitmap(controls.secondary),
-            io_bitmap_a: bitmaps::all_exit(),
+            io_bitmap_a: bitmaps::low_ports(),
             io_bitmap_b: bitmaps::all_exit(),
             _vmxon: vmxon,
         }));

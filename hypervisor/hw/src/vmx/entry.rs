@@ -6,7 +6,6 @@
 use core::arch::naked_asm;
 
 use lamina_arch::regs::Gprs;
-use lamina_arch::vmx::field;
 
 /// What the entry code works on; its layout is known to the assembly below.
 #[repr(C, align(16))]
@@ -14,123 +13,141 @@ use lamina_arch::vmx::field;
 pub struct Frame {
     /// The guest's registers. The RSP slot is not used.
     pub gprs: Gprs,
-    /// What HOST_RSP holds, so that it is written only when it changes.
+    /// Our stack pointer while the guest runs.
     host_rsp: u64,
+}
+
+impl Frame {
+    /// What HOST_RSP is, for good: behind the registers, so that they are pushed into their places.
+    pub fn host_rsp(&self) -> u64 {
+        &raw const self.host_rsp as u64
+    }
 }
 
 const _: () = assert!(core::mem::offset_of!(Frame, gprs) == 0);
 const _: () = assert!(core::mem::offset_of!(Frame, host_rsp) == 128);
 
-/// How an attempt to enter ended.
+/// How the processor refused to enter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entered {
-    /// The guest ran, or the entry failed late: the exit reason tells.
-    Exited,
+pub enum Refusal {
     /// VMfailInvalid.
-    FailedInvalid,
+    Invalid,
     /// VMfailValid: the VM-instruction error tells.
-    FailedValid,
+    Valid,
 }
 
-/// Enters the guest of the current VMCS and returns when it exits.
+/// Enters the guest of the current VMCS for the first time since it was cleared, and returns when it exits.
 ///
 /// # Safety
-/// A VMCS is current whose host state is this processor's as `setup` wrote it, `launched` says whether it was
-/// launched, and extended state and MSRs that no exit switches are the guest's.
-pub unsafe fn enter(frame: &mut Frame, launched: bool) -> Entered {
+/// A VMCS is current whose host state is this processor's as `setup` wrote it, it is not launched, and extended state
+/// and MSRs that no exit switches are the guest's.
+pub unsafe fn launch(frame: &mut Frame) -> Result<(), Refusal> {
     // SAFETY: the caller's promise; the frame is borrowed mutably for the call.
-    match unsafe { enter_guest(frame, u64::from(launched)) } {
-        0 => Entered::Exited,
-        1 => Entered::FailedInvalid,
-        _ => Entered::FailedValid,
+    refusal(unsafe { launch_guest(frame) })
+}
+
+/// As [`launch`], of a VMCS that is launched.
+///
+/// # Safety
+/// As for [`launch`], but the VMCS is launched.
+#[inline(always)]
+pub unsafe fn resume(frame: &mut Frame) -> Result<(), Refusal> {
+    // SAFETY: the caller's promise; the frame is borrowed mutably for the call.
+    refusal(unsafe { resume_guest(frame) })
+}
+
+#[inline(always)]
+const fn refusal(code: u64) -> Result<(), Refusal> {
+    match code {
+        0 => Ok(()),
+        1 => Err(Refusal::Invalid),
+        _ => Err(Refusal::Valid),
     }
 }
 
-/// RDI: the frame, RSI: whether to resume. Returns 0 after an exit, 1 after VMfailInvalid, 2 after VMfailValid.
-/// Instructions: 27 on the way in (30 where HOST_RSP changes), 26 on the way out.
-///
-/// # Safety
-/// As [`enter`].
-#[unsafe(naked)]
-unsafe extern "sysv64" fn enter_guest(frame: *mut Frame, launched: u64) -> u64 {
-    naked_asm!(
-        "push rbp",
-        "push rbx",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rdi",
-        // HOST_RSP is written only when this call is at another depth than the last.
-        "cmp rsp, [rdi + 128]",
-        "je 2f",
-        "mov [rdi + 128], rsp",
-        "mov eax, {host_rsp}",
-        "vmwrite rax, rsp",
-        "2:",
-        "test rsi, rsi",
-        "mov rax, [rdi + 0]",
-        "mov rcx, [rdi + 8]",
-        "mov rdx, [rdi + 16]",
-        "mov rbx, [rdi + 24]",
-        "mov rbp, [rdi + 40]",
-        "mov rsi, [rdi + 48]",
-        "mov r8, [rdi + 64]",
-        "mov r9, [rdi + 72]",
-        "mov r10, [rdi + 80]",
-        "mov r11, [rdi + 88]",
-        "mov r12, [rdi + 96]",
-        "mov r13, [rdi + 104]",
-        "mov r14, [rdi + 112]",
-        "mov r15, [rdi + 120]",
-        "mov rdi, [rdi + 56]",
-        "jnz 3f",
-        "vmlaunch",
-        "jmp 4f",
-        "3:",
-        "vmresume",
-        "4:",
-        // Still here: the entry failed. CF is VMfailInvalid, ZF is VMfailValid.
-        "mov eax, 1",
-        "mov ecx, 2",
-        "cmovz eax, ecx",
-        "pop rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "ret",
-        host_rsp = const field::HOST_RSP.encoding(),
-    )
+/// The code of both ways in. RDI: the frame. Returns 0 after an exit, 1 after VMfailInvalid, 2 after VMfailValid.
+/// Instructions: 23 on the way in, 25 on the way out.
+macro_rules! enter_by {
+    ($instruction:literal) => {
+        naked_asm!(
+            "push rbp",
+            "push rbx",
+            "push r12",
+            "push r13",
+            "push r14",
+            "push r15",
+            "mov [rdi + 128], rsp",
+            "mov rax, [rdi + 0]",
+            "mov rcx, [rdi + 8]",
+            "mov rdx, [rdi + 16]",
+            "mov rbx, [rdi + 24]",
+            "mov rbp, [rdi + 40]",
+            "mov rsi, [rdi + 48]",
+            "mov r8, [rdi + 64]",
+            "mov r9, [rdi + 72]",
+            "mov r10, [rdi + 80]",
+            "mov r11, [rdi + 88]",
+            "mov r12, [rdi + 96]",
+            "mov r13, [rdi + 104]",
+            "mov r14, [rdi + 112]",
+            "mov r15, [rdi + 120]",
+            "mov rdi, [rdi + 56]",
+            $instruction,
+            // Still here: the entry failed. CF is VMfailInvalid, ZF is VMfailValid.
+            "mov eax, 1",
+            "mov ecx, 2",
+            "cmovz eax, ecx",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbx",
+            "pop rbp",
+            "ret",
+        )
+    };
 }
 
-/// Where every exit arrives, with the guest's registers and our stack as [`enter_guest`] left it: HOST_RIP.
+/// # Safety
+/// As [`launch`].
+#[unsafe(naked)]
+unsafe extern "sysv64" fn launch_guest(frame: *mut Frame) -> u64 {
+    enter_by!("vmlaunch")
+}
+
+/// # Safety
+/// As [`resume`].
+#[unsafe(naked)]
+unsafe extern "sysv64" fn resume_guest(frame: *mut Frame) -> u64 {
+    enter_by!("vmresume")
+}
+
+/// Where every exit arrives, with the guest's registers and the stack pointer at the end of the frame's registers:
+/// HOST_RIP. Whatever may interrupt these instructions (an NMI, a machine check) has a stack of its own.
 ///
 /// # Safety
 /// Never called: the processor jumps here.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn exit_from_guest() {
     naked_asm!(
+        "push r15",
+        "push r14",
+        "push r13",
+        "push r12",
+        "push r11",
+        "push r10",
+        "push r9",
+        "push r8",
         "push rdi",
-        "mov rdi, [rsp + 8]",
-        "mov [rdi + 0], rax",
-        "mov [rdi + 8], rcx",
-        "mov [rdi + 16], rdx",
-        "mov [rdi + 24], rbx",
-        "mov [rdi + 40], rbp",
-        "mov [rdi + 48], rsi",
-        "pop qword ptr [rdi + 56]",
-        "mov [rdi + 64], r8",
-        "mov [rdi + 72], r9",
-        "mov [rdi + 80], r10",
-        "mov [rdi + 88], r11",
-        "mov [rdi + 96], r12",
-        "mov [rdi + 104], r13",
-        "mov [rdi + 112], r14",
-        "mov [rdi + 120], r15",
-        "pop rdi",
+        "push rsi",
+        "push rbp",
+        // RSP's place, which nobody uses.
+        "push rax",
+        "push rbx",
+        "push rdx",
+        "push rcx",
+        "push rax",
+        "mov rsp, [rsp + 128]",
         "pop r15",
         "pop r14",
         "pop r13",

@@ -22,8 +22,15 @@ pub fn resume(vmcs: &mut Current<'_>, cache: &mut Cache, event: Option<Event>, d
         }
         vmcs.write(field::ENTRY_INTERRUPTION_INFORMATION, interruption::encode(&event));
     }
-    let left = deadline.since(timer::now());
-    // Rounded up: a deadline met early is an entry for nothing.
-    let ticks = left.div_ceil(1 << timer_shift);
-    vmcs.write(field::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
+    set_timer(vmcs, deadline, timer::now(), timer_shift);
+}
+
+/// Writes the time that is left at `now`. VMWRITEs: one.
+#[inline(always)]
+pub fn set_timer(vmcs: &mut Current<'_>, deadline: Tsc, now: Tsc, timer_shift: u32) {
+    let left = deadline.since(now);
+    // Up to a count late, as a deadline met early is an entry for nothing. What does not fit into 32 bits is cut, and
+    // the guest exits too early, to be entered again; the run loop gives no such deadlines on any rate there is.
+    let counts = (left >> timer_shift) + 1;
+    vmcs.write(field::PREEMPTION_TIMER, (counts & 0xffff_ffff) as u32);
 }

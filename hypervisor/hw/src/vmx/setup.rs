@@ -22,7 +22,8 @@ pub const CR0_FORCED: Cr0 = Cr0::NE.union(Cr0::ET);
 pub const CR4_FORCED: Cr4 = Cr4::VMXE.union(Cr4::MCE);
 
 /// Writes every field that never changes, or whose first value counts.
-pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16) {
+/// `host_rsp` is what the stack pointer is at an exit.
+pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16, host_rsp: u64) {
     let controls = &shared.controls;
     vmcs.write(field::PIN_BASED_CONTROLS, controls.pin);
     vmcs.write(field::PROCESSOR_BASED_CONTROLS, controls.processor);
@@ -47,6 +48,7 @@ pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16) {
     // All of CR4 until the run loop says what the guest may have.
     vmcs.write(field::CR4_GUEST_HOST_MASK, u64::MAX);
     host_state(vmcs);
+    vmcs.write(field::HOST_RSP, host_rsp);
     guest_state(vmcs);
 }
 

@@ -12,31 +12,31 @@ use core::sync::atomic::Ordering;
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::Exit;
+use lamina_arch::exit::{Direction, Kind};
 use lamina_arch::hypercall;
 use lamina_arch::msr;
 use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
-use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
+use lamina_arch::vmx::exit::{self, Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
 use lamina_arch::vmx::field;
 use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
-use lamina_vmm::vcpu::{EntryFailure, UnknownLength, Vcpu};
+use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, QuickRegisters, Ran, UnknownLength, Vcpu};
 use x86_64::registers::model_specific::Msr;
 
 use super::cache::{Cache, Slot};
 use super::capture::capture;
 use super::enable::Shared;
-use super::entry::{Entered, Frame, enter};
+use super::entry::{self, Frame, Refusal};
 use super::explain::explain;
-use super::resume::resume;
+use super::resume::{resume, set_timer};
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
-use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
-use crate::percpu;
+use super::vmcs::{Current, Vmcs, invalidate_ept, invalidate_vpid};
 use crate::xstate::ExtendedState;
+use crate::{percpu, timer};
 
 /// EPT pointer: tables of four levels (bits 5:3), write-back (bits 2:0).
 const EPT_POINTER_FLAGS: u64 = 3 << 3 | 6;
@@ -84,10 +84,11 @@ impl VmxVcpu {
     /// A virtual processor as after reset, for the guest with the identifier `vm`.
     pub fn new(shared: &'static Shared, vm: u16) -> VmxVcpu {
         let mut vmcs = Vmcs::new(shared.capabilities.revision());
-        setup(&mut vmcs.current(), shared, vm);
+        let frame = Box::<Frame>::default();
+        setup(&mut vmcs.current(), shared, vm, frame.host_rsp());
         invalidate_vpid(vm);
         VmxVcpu {
-            frame: Box::default(),
+            frame,
             vmcs,
             cache: Cache::default(),
             captured: Captured::default(),
@@ -173,6 +174,97 @@ impl VmxVcpu {
     }
 }
 
+/// What an answer may touch while the vCPU stays where it is.
+struct InGuest<'a> {
+    frame: &'a mut Frame,
+    vmcs: &'a Current<'a>,
+    extended: &'a ExtendedState,
+}
+
+impl QuickRegisters for InGuest<'_> {
+    #[inline(always)]
+    fn gprs(&mut self) -> &mut Gprs {
+        &mut self.frame.gprs
+    }
+
+    /// VMREADs: one.
+    fn cr4(&mut self) -> u64 {
+        self.vmcs.read_on(field::GUEST_CR4)
+    }
+
+    fn xcr0(&mut self) -> u64 {
+        self.extended.xcr0()
+    }
+}
+
+/// Exit reasons of what may be answered quickly.
+const VMCALL: u32 = exit::reason::VMCALL as u32;
+const CPUID: u32 = exit::reason::CPUID as u32;
+const RDMSR: u32 = exit::reason::RDMSR as u32;
+const WRMSR: u32 = exit::reason::WRMSR as u32;
+const IO: u32 = exit::reason::IO as u32;
+
+/// IN and OUT, but no strings. VMREADs: the qualification.
+#[inline(always)]
+fn port_access<Q: Quick>(registers: &mut InGuest<'_>, at: Tsc, quick: &mut Q) -> Answer {
+    let qualification = registers.vmcs.read_on(field::EXIT_QUALIFICATION);
+    if qualification & exit::IO_STRING != 0 {
+        return Answer::Refused;
+    }
+    match exit::port_access(qualification) {
+        Some((port, width, Direction::In)) => quick.port_in(registers, at, port, width),
+        Some((port, width, Direction::Out)) => quick.port_out(registers, at, port, width),
+        None => Answer::Refused,
+    }
+}
+
+/// Past the instruction that exited, as [`Vcpu::advance`] does it in the common case: nothing else than RIP changes;
+/// false where there is more to it, and nothing was done. VMREADs: length, RIP, RFLAGS, interruptibility; VMWRITEs: RIP.
+#[inline(always)]
+fn step(vmcs: &mut Current<'_>) -> bool {
+    let length = u64::from(vmcs.read_on(field::EXIT_INSTRUCTION_LENGTH));
+    let old = vmcs.read_on(field::GUEST_RIP);
+    let flags = vmcs.read_on(field::GUEST_RFLAGS);
+    let state = vmcs.read_on(field::GUEST_INTERRUPTIBILITY);
+    let rip = old.wrapping_add(length);
+    let traps = flags & (Rflags::TF | Rflags::RF).bits();
+    let shadow = u64::from(state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
+    let simple = traps | shadow | (rip ^ old) >> 32 == 0;
+    if simple {
+        vmcs.write(field::GUEST_RIP, rip);
+    }
+    simple
+}
+
+impl VmxVcpu {
+    #[cold]
+    fn step_carefully(&mut self) {
+        let length = self.vmcs.current().read(field::EXIT_INSTRUCTION_LENGTH);
+        self.step(u64::from(length));
+        self.cache.write_back(&mut self.vmcs.current());
+        self.cache.forget();
+    }
+
+    #[cold]
+    fn failed_late(&mut self) -> EntryFailure {
+        let reason = (self.captured.reason & 0xffff) as u16;
+        let error = format!("exit reason {reason}: {}", rules::entry_failure(reason, self.captured.qualification));
+        self.failure(error)
+    }
+
+    #[cold]
+    fn refused(&mut self, refusal: Refusal) -> EntryFailure {
+        let error = match refusal {
+            Refusal::Valid => {
+                let number = self.vmcs.current().read(field::INSTRUCTION_ERROR);
+                format!("VM-instruction error {number}: {}", rules::instruction_error(number))
+            }
+            Refusal::Invalid => String::from("no VMCS is current"),
+        };
+        self.failure(error)
+    }
+}
+
 impl Vcpu for VmxVcpu {
     type Nested = Ept;
 
@@ -191,30 +283,57 @@ impl Vcpu for VmxVcpu {
         Ept { execute_only: false, largest }
     }
 
-    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure> {
+    fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
         let shift = self.shared.capabilities.preemption_timer_shift();
         let mut vmcs = self.vmcs.current();
         resume(&mut vmcs, &mut self.cache, self.event.take(), deadline, shift);
-        let launched = vmcs.is_launched();
-        // SAFETY: this VMCS is current, `setup` wrote its host state on this processor, and `load` moved this vCPU's
-        // extended state and MSRs in (the run loop loads before it runs).
-        let entered = unsafe { enter(&mut self.frame, launched) };
+        // Nothing is known of the registers any more once the guest runs.
         self.cache.forget();
-        if entered != Entered::Exited {
-            let error = match entered {
-                Entered::FailedValid => {
-                    let number = vmcs.read(field::INSTRUCTION_ERROR);
-                    format!("VM-instruction error {number}: {}", rules::instruction_error(number))
-                }
-                _ => String::from("no VMCS is current"),
+        // SAFETY, of both here and of the one below: this VMCS is current, `setup` wrote its host state on this processor,
+        // and `load` moved this vCPU's extended state and MSRs in (the run loop loads before it runs).
+        let mut entered = if vmcs.is_launched() {
+            // SAFETY: as said above.
+            unsafe { entry::resume(&mut self.frame) }
+        } else {
+            // SAFETY: as said above.
+            unsafe { entry::launch(&mut self.frame) }
+        };
+        let reason = loop {
+            let at = timer::now();
+            if let Err(refusal) = entered {
+                return Err(self.refused(refusal));
+            }
+            let reason = vmcs.read(field::EXIT_REASON);
+            let registers = &mut InGuest { frame: &mut self.frame, vmcs: &vmcs, extended: &self.extended };
+            // Full reasons: with bit 31, of an entry that failed, it is none of these.
+            let (answer, kind) = match reason {
+                VMCALL => (quick.hypercall(registers), Kind::Hypercall),
+                CPUID => (quick.cpuid(registers), Kind::Cpuid),
+                RDMSR => (quick.rdmsr(registers, at), Kind::Rdmsr),
+                WRMSR => (quick.wrmsr(registers, at), Kind::Wrmsr),
+                IO => (port_access(registers, at, quick), Kind::Io),
+                _ => break reason,
             };
-            return Err(self.failure(error));
-        }
-        self.captured = capture(&vmcs);
-        if self.captured.reason & ENTRY_FAILURE != 0 {
-            let reason = (self.captured.reason & 0xffff) as u16;
-            let error = format!("exit reason {reason}: {}", rules::entry_failure(reason, self.captured.qualification));
-            return Err(self.failure(error));
+            if answer == Answer::Refused {
+                break reason;
+            }
+            if !step(&mut vmcs) {
+                self.step_carefully();
+                vmcs = self.vmcs.current();
+            }
+            let now = timer::now();
+            quick.account(kind, now.0.wrapping_sub(at.0));
+            if answer == Answer::Look {
+                vmcs.set_launched();
+                return Ok(Ran::Look);
+            }
+            set_timer(&mut vmcs, deadline, now, shift);
+            // SAFETY: as said above; it has been launched, as the guest has exited.
+            entered = unsafe { entry::resume(&mut self.frame) };
+        };
+        self.captured = capture(&vmcs, reason);
+        if reason & ENTRY_FAILURE != 0 {
+            return Err(self.failed_late());
         }
         vmcs.set_launched();
         if unblocked_nmi(&self.captured) {
@@ -222,7 +341,7 @@ impl Vcpu for VmxVcpu {
             let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
             vmcs.write(field::GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
         }
-        Ok(decode(&self.captured))
+        Ok(Ran::Exit(decode(&self.captured)))
     }
 
     fn gprs(&mut self) -> &mut Gprs {

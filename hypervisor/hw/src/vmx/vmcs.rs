@@ -13,7 +13,10 @@ use crate::percpu;
 
 /// One VMCS region. The bytes are the processor's.
 pub struct Vmcs {
-    region: HostPage,
+    /// Only kept: the processor reaches it by its address.
+    _region: HostPage,
+    /// The region's address.
+    address: u64,
     /// VMLAUNCH has succeeded since the last VMCLEAR.
     launched: bool,
 }
@@ -26,28 +29,36 @@ impl Vmcs {
     pub fn new(revision: u32) -> Vmcs {
         let mut region = HostPage::new();
         region.bytes_mut()[..4].copy_from_slice(&revision.to_le_bytes());
-        let mut vmcs = Vmcs { region, launched: false };
+        let address = region.hpa().0;
+        let mut vmcs = Vmcs { _region: region, address, launched: false };
         vmcs.clear();
         vmcs
     }
 
     /// Makes it this processor's current VMCS, if it is not.
+    #[inline(always)]
     pub fn current(&mut self) -> Current<'_> {
-        let address = self.region.hpa().0;
+        let address = self.address;
         let cpu = percpu::current();
         if cpu.current_vmcs.load(Ordering::Relaxed) != address {
-            // SAFETY: VMX is on (a `Vmcs` is made by `Vmx` only), the region has the revision identifier and was
-            // cleared; it belongs to this processor alone, as `Vmcs` is not shared.
-            let failed = unsafe { vmptrld(address) };
-            assert!(!failed, "VMPTRLD of {address:#x} failed");
-            cpu.current_vmcs.store(address, Ordering::Relaxed);
+            self.make_current();
         }
         Current(self)
     }
 
+    #[cold]
+    fn make_current(&mut self) {
+        let address = self.address;
+        // SAFETY: VMX is on (a `Vmcs` is made by `Vmx` only), the region has the revision identifier and was
+        // cleared; it belongs to this processor alone, as `Vmcs` is not shared.
+        let failed = unsafe { vmptrld(address) };
+        assert!(!failed, "VMPTRLD of {address:#x} failed");
+        percpu::current().current_vmcs.store(address, Ordering::Relaxed);
+    }
+
     /// Writes it back to memory and makes it current nowhere: VMCLEAR.
     pub fn clear(&mut self) {
-        let address = self.region.hpa().0;
+        let address = self.address;
         let failed: u8;
         // SAFETY: VMX is on, and the region is a page of ours.
         unsafe { asm!("vmclear [{}]", "setna {}", in(reg) &raw const address, out(reg_byte) failed, options(nostack)) };
@@ -80,6 +91,7 @@ unsafe fn vmptrld(address: u64) -> bool {
 
 impl Current<'_> {
     /// Reads a field.
+    #[inline(always)]
     pub fn read<W: Width, A>(&self, field: Field<W, A>) -> W::Value
     where
         A: lamina_arch::vmx::field::Access,
@@ -89,6 +101,7 @@ impl Current<'_> {
 
     /// Reads the field with `encoding`. One that this processor does not have, or that needs no current VMCS, is a bug
     /// of ours and ends in #UD with its report.
+    #[inline(always)]
     pub fn read_raw(&self, encoding: u32) -> u64 {
         let value: u64;
         // SAFETY: a VMCS is current, and VMREAD changes nothing else.
@@ -104,6 +117,23 @@ impl Current<'_> {
             );
         }
         value
+    }
+
+    /// Reads a field behind another that was read since the exit: a VMCS is current then, so no check is left that could
+    /// fail but whether the processor has the field, which holds for those of the short way.
+    #[inline(always)]
+    pub fn read_on<W: Width, A>(&self, field: Field<W, A>) -> W::Value
+    where
+        A: lamina_arch::vmx::field::Access,
+    {
+        let value: u64;
+        // SAFETY: a VMCS is current, and VMREAD changes nothing else. Were the field not there, `value` would be what
+        // the register held: a number like any other to those who ask.
+        unsafe {
+            asm!("vmread {value}, {field}", value = out(reg) value, field = in(reg) u64::from(field.encoding()),
+                options(nostack, nomem));
+        }
+        W::from_vmread(value)
     }
 
     /// Reads the field with `encoding`, or `None` where this processor does not have it.
@@ -125,6 +155,7 @@ impl Current<'_> {
     }
 
     /// Writes a field.
+    #[inline(always)]
     pub fn write<W: Width>(&mut self, field: Field<W, ReadWrite>, value: W::Value) {
         let value: u64 = value.into();
         // SAFETY: a VMCS is current and borrowed mutably. What the fields mean is checked by the processor at VM

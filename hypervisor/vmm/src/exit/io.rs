@@ -1,7 +1,7 @@
 //! IN, OUT, INS and OUTS.
 
 use lamina_arch::exit::{Direction, IoExit, Width};
-use lamina_arch::regs::Gpr;
+use lamina_arch::regs::{Gpr, Gprs};
 
 use super::emulate::{self, Cause};
 use super::{Resume, Surroundings, chipset_now};
@@ -24,12 +24,7 @@ pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroun
         Direction::In => {
             let mut data = [0; 8];
             vm.chipset.port_read(now, io.port, &mut data[..width]);
-            let value = u64::from_le_bytes(data);
-            let gprs = vm.vcpu.gprs();
-            let rax = gprs.get(Gpr::Rax);
-            // A 32-bit result clears the upper half, narrower ones keep the rest.
-            let merged = if io.width == Width::B4 { value } else { rax & !io.width.mask() | value };
-            gprs.set(Gpr::Rax, merged);
+            finish_in(vm.vcpu.gprs(), io.width, u64::from_le_bytes(data));
             Resume::Advance
         }
         Direction::Out => {
@@ -39,6 +34,14 @@ pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroun
             obey(vm, signal).unwrap_or(Resume::Advance)
         }
     }
+}
+
+/// Puts what IN read into AL, AX or EAX.
+pub fn finish_in(gprs: &mut Gprs, width: Width, value: u64) {
+    let rax = gprs.get(Gpr::Rax);
+    // A 32-bit result clears the upper half, narrower ones keep the rest.
+    let merged = if width == Width::B4 { value } else { rax & !width.mask() | value };
+    gprs.set(Gpr::Rax, merged);
 }
 
 /// Does what a device asked of the VM; `None` where the guest just goes on.

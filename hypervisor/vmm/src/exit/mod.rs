@@ -11,22 +11,26 @@ mod linear;
 mod mmio;
 mod msr;
 mod nested;
+mod quick;
 mod task;
 
 use lamina_arch::event::{Event, GuestFault, vector};
 use lamina_arch::exit::Exit;
-use lamina_arch::regs::{Gpr, SysReg};
+use lamina_arch::regs::{Gpr, Gprs, SysReg};
 use lamina_arch::time::Tsc;
 
 use crate::chipset::Chipset;
 use crate::console::Console;
+use crate::cpuid::Cpuid;
 use crate::frames::FramePool;
 use crate::host::Host;
 use crate::stop::StopReason;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{QuickRegisters, Vcpu};
 use crate::vm::Vm;
 
 pub(crate) use emulate::step_over;
+pub(crate) use io::obey;
+pub(crate) use quick::Shortcut;
 
 /// What follows from an exit.
 #[must_use]
@@ -137,21 +141,42 @@ fn debug<V: Vcpu, C>(vm: &mut Vm<V, C>, status: u64) -> Resume {
     Resume::Inject(GuestFault { vector: vector::DB, error: None, cr2: None })
 }
 
+/// The registers of a vCPU that goes the long way.
+pub(crate) struct ByVcpu<'a, V>(pub &'a mut V);
+
+impl<V: Vcpu> QuickRegisters for ByVcpu<'_, V> {
+    fn gprs(&mut self) -> &mut Gprs {
+        self.0.gprs()
+    }
+
+    fn cr4(&mut self) -> u64 {
+        self.0.read(SysReg::Cr4)
+    }
+
+    fn xcr0(&mut self) -> u64 {
+        self.0.read(SysReg::Xcr0)
+    }
+}
+
 fn cpuid<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {
-    let (leaf, subleaf) = (vm.vcpu.gprs().get32(Gpr::Rax), vm.vcpu.gprs().get32(Gpr::Rcx));
+    answer_cpuid(&vm.cpuid, &mut ByVcpu(&mut vm.vcpu));
+    Resume::Advance
+}
+
+fn answer_cpuid<R: QuickRegisters>(cpuid: &Cpuid, registers: &mut R) {
+    let gprs = registers.gprs();
+    let (leaf, subleaf) = (gprs.get32(Gpr::Rax), gprs.get32(Gpr::Rcx));
     // Only two leaves depend on registers that would have to be read.
-    let (cr4, xcr0) = match leaf {
-        1 => (vm.vcpu.read(SysReg::Cr4), 0),
-        0xd => (0, vm.vcpu.read(SysReg::Xcr0)),
-        _ => (0, 0),
+    let [eax, ebx, ecx, edx] = match cpuid.plain(leaf) {
+        _ if leaf == 1 => cpuid.features(registers.cr4()),
+        Some(answer) => *answer,
+        None => cpuid.answer(leaf, subleaf, 0, if leaf == 0xd { registers.xcr0() } else { 0 }),
     };
-    let [eax, ebx, ecx, edx] = vm.cpuid.answer(leaf, subleaf, cr4, xcr0);
-    let gprs = vm.vcpu.gprs();
+    let gprs = registers.gprs();
     gprs.set(Gpr::Rax, u64::from(eax));
     gprs.set(Gpr::Rbx, u64::from(ebx));
     gprs.set(Gpr::Rcx, u64::from(ecx));
     gprs.set(Gpr::Rdx, u64::from(edx));
-    Resume::Advance
 }
 
 /// The time that a VM's chipset counts: ticks since the VM started, whatever the guest wrote to its own TSC.

@@ -14,7 +14,7 @@ use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// Whether the local APIC answers for MSR `index`.
-const fn is_apic(index: u32) -> bool {
+pub const fn is_apic(index: u32) -> bool {
     matches!(index, msr::IA32_APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST)
 }
 
@@ -23,7 +23,7 @@ pub fn read<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resum
     let index = vm.vcpu.gprs().get32(Gpr::Rcx);
     let now = chipset_now(vm, host);
     let value = match index {
-        msr::IA32_TSC_DEADLINE => read_deadline(vm, now),
+        msr::IA32_TSC_DEADLINE => read_deadline(&mut vm.chipset, vm.msrs.tsc_adjust, now),
         _ if is_apic(index) => vm.chipset.msr_read(now, index),
         msr::IA32_TIME_STAMP_COUNTER => Ok(now.0.wrapping_add(vm.msrs.tsc_adjust)),
         msr::IA32_EFER => Ok(vm.vcpu.read(SysReg::Efer)),
@@ -45,7 +45,7 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
     let value = vm.vcpu.gprs().edx_eax();
     let now = chipset_now(vm, host);
     let written = match index {
-        msr::IA32_TSC_DEADLINE => write_deadline(vm, now, value),
+        msr::IA32_TSC_DEADLINE => write_deadline(&mut vm.chipset, vm.msrs.tsc_adjust, now, value),
         _ if is_apic(index) => vm.chipset.msr_write(now, index, value),
         msr::IA32_TIME_STAMP_COUNTER => move_tsc(vm, now, value.wrapping_sub(now.0)),
         msr::IA32_TSC_ADJUST => move_tsc(vm, now, value),
@@ -65,26 +65,33 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
 
 /// IA32_TSC_DEADLINE in the guest's time; 0 where it is not armed. The chipset counts without what the guest added to
 /// its TSC.
-fn read_deadline<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc) -> Result<u64, GuestFault> {
-    Ok(match vm.chipset.msr_read(now, msr::IA32_TSC_DEADLINE)? {
+///
+/// # Errors
+/// As the chipset's.
+pub fn read_deadline<C: Chipset>(chipset: &mut C, tsc_adjust: u64, now: Tsc) -> Result<u64, GuestFault> {
+    Ok(match chipset.msr_read(now, msr::IA32_TSC_DEADLINE)? {
         // Not armed, or so far away that no clock gets there.
         never @ (0 | u64::MAX) => never,
-        deadline => deadline.wrapping_add(vm.msrs.tsc_adjust),
+        deadline => deadline.wrapping_add(tsc_adjust),
     })
 }
 
-fn write_deadline<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc, value: u64) -> Result<(), GuestFault> {
+/// IA32_TSC_DEADLINE from the guest's time.
+///
+/// # Errors
+/// As the chipset's.
+pub fn write_deadline<C: Chipset>(chipset: &mut C, tsc_adjust: u64, now: Tsc, value: u64) -> Result<(), GuestFault> {
     // How far away it is counts: what is past is due now, and not when the difference has wrapped.
-    let left = value.saturating_sub(now.0.wrapping_add(vm.msrs.tsc_adjust));
+    let left = value.saturating_sub(now.0.wrapping_add(tsc_adjust));
     let deadline = if value == 0 { 0 } else { (now + left).0.max(1) };
-    vm.chipset.msr_write(now, msr::IA32_TSC_DEADLINE, deadline)
+    chipset.msr_write(now, msr::IA32_TSC_DEADLINE, deadline)
 }
 
 /// Moves the guest's TSC. A deadline stays where it is on that clock, so it comes nearer or goes further away.
 fn move_tsc<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc, adjust: u64) -> Result<(), GuestFault> {
-    let deadline = read_deadline(vm, now)?;
+    let deadline = read_deadline(&mut vm.chipset, vm.msrs.tsc_adjust, now)?;
     vm.set_tsc_adjust(adjust);
-    if deadline == 0 { Ok(()) } else { write_deadline(vm, now, deadline) }
+    if deadline == 0 { Ok(()) } else { write_deadline(&mut vm.chipset, adjust, now, deadline) }
 }
 
 fn write_efer<V: Vcpu, C>(vm: &mut Vm<V, C>, value: u64) -> Result<(), GuestFault> {

@@ -7,14 +7,14 @@ use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
-use crate::chipset::Chipset;
+use crate::chipset::{Chipset, Signal};
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
-use crate::exit::{Resume, Surroundings, dispatch, step_over};
+use crate::exit::{Resume, Shortcut, Surroundings, dispatch, obey, step_over};
 use crate::frames::{STOCK_LOW, fill_stock};
 use crate::host::Host;
 use crate::stop::StopReason;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{EntryFailure, Ran, Vcpu};
 use crate::vm::Vm;
 
 /// Why a VM left the processor.
@@ -95,8 +95,20 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             continue;
         }
         deliver(vm);
-        let exit = match vm.vcpu.run(deadline) {
-            Ok(exit) => exit,
+        let exit = match enter(vm, deadline) {
+            Ok((Ran::Exit(exit), ..)) => exit,
+            Ok((Ran::Look, signal)) => {
+                last = None;
+                if vm.chipset.has_output() {
+                    let now = around.host.now();
+                    vm.pass_output(around.console, around.slot, Tsc(now.since(vm.started)), now);
+                }
+                match obey(vm, signal) {
+                    Some(Resume::Stop(reason)) => return Left::Stopped(reason),
+                    Some(Resume::Reset) => return Left::Reset,
+                    _ => continue,
+                }
+            }
             Err(failure) => return Left::Stopped(StopReason::EntryFailed(failure)),
         };
         let kind = exit.kind();
@@ -169,6 +181,15 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             Resume::Reset => return Left::Reset,
         }
     }
+}
+
+/// Enters the guest, with the short way at hand; also what a device asked for on it.
+fn enter<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, deadline: Tsc) -> Result<(Ran, Signal), EntryFailure> {
+    let mut shortcut = Shortcut::new(&mut vm.chipset, &vm.cpuid, &mut vm.msrs, &mut vm.counters, vm.started);
+    let ran = vm.vcpu.run(deadline, &mut shortcut)?;
+    let (signal, nmi) = shortcut.left();
+    vm.nmi_waits |= nmi;
+    Ok((ran, signal))
 }
 
 /// Injects a waiting NMI or interrupt, or asks for the window to do so. Costs no VMREAD where nothing waits.

@@ -6,17 +6,18 @@ use std::vec::Vec;
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr4, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::Exit;
+use lamina_arch::exit::{Direction, Exit, IoExit};
 use lamina_arch::hypercall;
 use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
 use super::host::{SERIAL_VECTOR, World};
+use crate::exit::ByVcpu;
 use crate::frames::FrameSize;
 use crate::host::HostMemory;
 use crate::nested::ept::Ept;
-use crate::vcpu::{EntryFailure, UnknownLength, Vcpu};
+use crate::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 
 /// What a guest does: asked for the next step whenever one is over.
 pub type Program = Box<dyn FnMut(&mut FakeVcpu) -> Step>;
@@ -311,6 +312,35 @@ impl FakeVcpu {
     }
 }
 
+impl FakeVcpu {
+    /// Offers an exit to the short way, as a processor does that tells the instruction's length.
+    fn offer<Q: Quick>(&mut self, exit: &Exit, quick: &mut Q) -> Answer {
+        if self.interrupted.is_some() || !matches!(self.length, Some(Some(_))) {
+            return Answer::Refused;
+        }
+        let (at, registers) = (self.now(), &mut ByVcpu(self));
+        let answer = match *exit {
+            Exit::Cpuid => quick.cpuid(registers),
+            Exit::Hypercall => quick.hypercall(registers),
+            Exit::Rdmsr => quick.rdmsr(registers, at),
+            Exit::Wrmsr => quick.wrmsr(registers, at),
+            Exit::Io(IoExit { port, width, direction: Direction::In, string: None }) => {
+                quick.port_in(registers, at, port, width)
+            }
+            Exit::Io(IoExit { port, width, direction: Direction::Out, string: None }) => {
+                quick.port_out(registers, at, port, width)
+            }
+            _ => Answer::Refused,
+        };
+        if answer != Answer::Refused {
+            quick.account(exit.kind(), 0);
+            let advanced = self.advance();
+            assert!(advanced.is_ok(), "the length is told");
+        }
+        answer
+    }
+}
+
 impl Vcpu for FakeVcpu {
     type Nested = Ept;
 
@@ -321,7 +351,7 @@ impl Vcpu for FakeVcpu {
         Ept { execute_only: false, largest: FrameSize::Size2M }
     }
 
-    fn run(&mut self, deadline: Tsc) -> Result<Exit, EntryFailure> {
+    fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
         assert!(self.loaded, "a vCPU runs that is not loaded");
         assert!(self.root.is_some(), "a vCPU runs without nested tables");
         self.trace(|t| t.deadlines.push(deadline));
@@ -333,18 +363,18 @@ impl Vcpu for FakeVcpu {
         self.deliver();
         loop {
             if self.nmi_window && !self.nmi_blocked && !self.shadow {
-                return Ok(Exit::NmiWindow);
+                return Ok(Ran::Exit(Exit::NmiWindow));
             }
             if self.interrupt_window && self.enabled() && !self.shadow {
-                return Ok(Exit::InterruptWindow);
+                return Ok(Ran::Exit(Exit::InterruptWindow));
             }
             let now = self.now();
             let machine = self.world.with(|w| w.next_interrupt());
             if machine.is_some_and(|at| at <= now) {
-                return Ok(Exit::HostInterrupt { vector: Some(SERIAL_VECTOR) });
+                return Ok(Ran::Exit(Exit::HostInterrupt { vector: Some(SERIAL_VECTOR) }));
             }
             if now >= deadline {
-                return Ok(Exit::SliceEnd);
+                return Ok(Ran::Exit(Exit::SliceEnd));
             }
             let mut step = self.next_step();
             let until = if self.shadow { now + 1 } else { machine.map_or(deadline, |at| at.min(deadline)) };
@@ -367,7 +397,11 @@ impl Vcpu for FakeVcpu {
             self.interrupted = step.interrupted;
             self.length = Some(step.length);
             match step.outcome {
-                Outcome::Exit(exit) => return Ok(exit),
+                Outcome::Exit(exit) => match self.offer(&exit, quick) {
+                    Answer::Done => {}
+                    Answer::Look => return Ok(Ran::Look),
+                    Answer::Refused => return Ok(Ran::Exit(exit)),
+                },
                 Outcome::Refused(failure) => return Err(failure),
                 Outcome::None => {}
             }

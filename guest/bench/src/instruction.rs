@@ -78,6 +78,16 @@ pub unsafe fn load(address: u64) {
     unsafe { asm!("mov {:e}, [{}]", out(reg) _, in(reg) address, options(nostack)) };
 }
 
+/// Clears the page at `page`.
+///
+/// # Safety
+/// It is memory, and nobody keeps anything there.
+#[inline(always)]
+pub unsafe fn clear(page: u64) {
+    // SAFETY: the caller's duty; REP STOS needs DF clear, as the ABI keeps it.
+    unsafe { asm!("rep stosq", inout("rcx") 512 => _, inout("rdi") page => _, in("rax") 0, options(nostack)) };
+}
+
 /// The hypercall that does nothing, as Lamina counts (RAX 0); other hypervisors know none of this number.
 #[inline(always)]
 pub fn hypercall(amd: bool) {

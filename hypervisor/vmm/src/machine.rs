@@ -174,9 +174,11 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         let id = u16::try_from(index + 1).unwrap_or(u16::MAX);
         // Making a vCPU makes it the processor's current one.
         self.unload();
+        let from = self.host.now();
         let slot = &mut self.slots[index];
         match Vm::create(&slot.config, id, self.image, &mut self.host, &mut self.pool) {
-            Ok(vm) => {
+            Ok(mut vm) => {
+                vm.counters.made = self.host.now().since(from);
                 slot.state = State::Alive(vm);
                 self.scheduler.wake(index);
                 self.told_end = false;

@@ -38,6 +38,8 @@ pub struct ExitCounter {
 pub struct Counters {
     /// Exits to the hypervisor, by [`Kind`].
     pub exits: [ExitCounter; Kind::ALL.len()],
+    /// What it took to make the VM, from its configuration until it could run. Unit: ticks of the machine's TSC.
+    pub made: u64,
     /// Accesses to MSRs that are not emulated.
     pub msr_faults: u64,
     /// Interrupts injected.

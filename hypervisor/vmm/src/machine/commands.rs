@@ -96,7 +96,8 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             self.console.reply(&format!("{:<27} {:>9} {each:>12} {:>12}", kind.name(), counter.count, counter.ticks));
         }
         self.console.reply(&format!(
-            "{} exits, {} interrupts injected, {} accesses to MSRs that are not emulated",
+            "made in {} ticks; {} exits, {} interrupts injected, {} accesses to MSRs that are not emulated",
+            counters.made,
             counters.all_exits(),
             counters.interrupts,
             counters.msr_faults

@@ -466,7 +466,9 @@ impl Lapic {
         };
         match DeliveryMode::from_bits(self.icr >> 8) {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.send_fixed((self.icr & 0xff) as u8, to_self),
-            DeliveryMode::Nmi if to_self => self.nmi = true,
+            // With the shorthand for self, the manual has fixed interrupts only (SDM vol. 3, "Valid Combinations for the
+            // ... Local xAPIC Interrupt Command Register").
+            DeliveryMode::Nmi if to_self && self.icr >> 18 & 3 != 1 => self.nmi = true,
             _ => {}
         }
     }

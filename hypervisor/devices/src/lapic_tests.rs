@@ -181,6 +181,8 @@ fn interprocessor_interrupts_to_self() {
     assert_eq!(lapic.acknowledge(NOW), Some(0x55));
     assert_eq!((read(&mut lapic, 0x300), read(&mut lapic, 0x310)), (0x4055, 0x0300_0000));
     write(&mut lapic, 0x300, 0x0004_0400);
+    assert!(!lapic.take_nmi(), "the shorthand is for fixed interrupts");
+    write(&mut lapic, 0x300, 0x0000_0400);
     assert!(lapic.take_nmi());
     assert!(!lapic.take_nmi());
 }

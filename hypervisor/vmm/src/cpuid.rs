@@ -40,6 +40,8 @@ const LEAF1_ECX: u32 = 1
 const LEAF1_ECX_EMULATED: u32 = 1 << 21 | 1 << 24 | 1 << 31;
 /// Leaf 1, ECX bit 27: mirrors CR4.OSXSAVE.
 const OSXSAVE: u32 = 1 << 27;
+/// Leaf 1, EDX bit 9: there is a local APIC, and it is on.
+const APIC: u32 = 1 << 9;
 /// Leaf 1, ECX bit 26.
 const XSAVE: u32 = 1 << 26;
 /// Leaf 1, EDX: FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, PGE, MCA, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE,
@@ -307,6 +309,12 @@ impl Cpuid {
         self.plain[(leaf >> 30 << PLAIN_BITS | leaf & (PLAIN_LEAVES - 1)) as usize].as_ref()
     }
 
+    /// Whether leaf 1 shows a local APIC: not while it is switched off (SDM vol. 3, "Enabling or Disabling the Local
+    /// APIC").
+    pub const fn show_apic(&mut self, on: bool) {
+        self.features[3] = self.features[3] & !APIC | if on { APIC } else { 0 };
+    }
+
     /// Leaf 1, given the guest's CR4.
     #[inline]
     pub const fn features(&self, cr4: u64) -> Answer {
@@ -456,6 +464,17 @@ mod tests {
         assert_eq!(m.answer(0xd, 0, 0, 1)[2], 2688);
         assert_eq!(m.answer(0xd, 1, 0, 0xe7)[1], 832 + 64 + 512 + 1024);
         assert_eq!(m.answer(0xd, 9, 0, 0xe7), [0; 4]);
+    }
+
+    #[test]
+    fn an_apic_that_is_off_is_not_shown() {
+        let mut m = model();
+        let shown = |m: &Cpuid| m.features(0)[3] & APIC != 0;
+        assert!(shown(&m));
+        m.show_apic(false);
+        assert!(!shown(&m));
+        m.show_apic(true);
+        assert!(shown(&m));
     }
 
     #[test]

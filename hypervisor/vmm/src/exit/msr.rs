@@ -46,6 +46,10 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
     let now = chipset_now(vm, host);
     let written = match index {
         msr::IA32_TSC_DEADLINE => write_deadline(&mut vm.chipset, vm.msrs.tsc_adjust, now, value),
+        msr::IA32_APIC_BASE => vm.chipset.msr_write(now, index, value).map(|()| {
+            const ENABLED: u64 = 1 << 11;
+            vm.cpuid.show_apic(value & ENABLED != 0);
+        }),
         _ if is_apic(index) => vm.chipset.msr_write(now, index, value),
         msr::IA32_TIME_STAMP_COUNTER => move_tsc(vm, now, value.wrapping_sub(now.0)),
         msr::IA32_TSC_ADJUST => move_tsc(vm, now, value),

@@ -2,6 +2,7 @@
 
 mod audit;
 mod checker;
+mod conformance;
 mod console;
 mod debian_amd64;
 mod debian_beside_hog;
@@ -42,6 +43,7 @@ fn main() {
         greeter::SCENARIO,
         fpu_pair::SCENARIO,
         checker::SCENARIO,
+        conformance::SCENARIO,
         triple::SCENARIO,
         outside::SCENARIO,
         exit_statuses::SCENARIO,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xtask::backend::{self, Host, Name};
+use xtask::bench::native;
 use xtask::config::Config;
 use xtask::image::{self, Firmware};
 use xtask::machine::Machine;
@@ -85,6 +86,22 @@ impl Stage {
     fn start(&self, request: &Request) -> Result<Running> {
         let prepared = request.clone().on(Some(self.backend()?)).timeout(self.limit).prepare()?;
         Ok(Running::new(prepared.start()?))
+    }
+
+    /// Boots the guest program `name`, a Multiboot image, on the bare machine: its lines have no prefix, and the machine
+    /// ends without a last word.
+    ///
+    /// # Errors
+    /// Something cannot be built or started.
+    pub fn boot_natively(&self, name: &str) -> Result<Running> {
+        let image = artifacts::build(&format!("guest-{name}"), name)?;
+        self.native(&image, &[], "")
+    }
+
+    fn native(&self, kernel: &Path, initrd: &[u8], cmdline: &str) -> Result<Running> {
+        let choice = backend::choose(Some(self.backend()?), &Host)?;
+        let megabytes = MEMORY >> 20;
+        Ok(Running::new(native::start(&choice.backend, kernel, initrd, cmdline, megabytes, self.limit)?))
     }
 
     /// Boots these bytes as the bundle, as they are: the way around every check of the host's.

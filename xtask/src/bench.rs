@@ -5,7 +5,7 @@
 
 mod exits;
 mod linux;
-mod native;
+pub mod native;
 mod table;
 
 use std::path::PathBuf;

@@ -11,6 +11,9 @@ use crate::image::{self, Firmware};
 use crate::machine::Machine;
 
 /// Boots `kernel` (a bzImage, or a Multiboot image) on a machine with `memory` MiB.
+///
+/// # Errors
+/// Something cannot be built or started.
 pub fn start(
     backend: &Backend,
     kernel: &Path,

@@ -10,8 +10,15 @@ use super::scan::{self, File};
 const FORBID: &[&str] = &["hypervisor/arch", "hypervisor/vmm", "hypervisor/devices", "xtask", "tests"];
 /// Directories in which it may be: the crate for it, the few lines that take over from the loader, the guests' runtime,
 /// and the programs whose purpose it is.
-const MAY: &[&str] =
-    &["hypervisor/hw/", "hypervisor/kernel/", "hypervisor/probe/", "guest/rt/", "guest/bench/", "guest/hostile/"];
+const MAY: &[&str] = &[
+    "hypervisor/hw/",
+    "hypervisor/kernel/",
+    "hypervisor/probe/",
+    "guest/rt/",
+    "guest/bench/",
+    "guest/conformance/",
+    "guest/hostile/",
+];
 /// The two vendors' halves, whose files have the same names.
 const ALIKE: &[(&str, &str)] =
     &[("hypervisor/hw/src/vmx/", "hypervisor/hw/src/svm/"), ("hypervisor/arch/src/vmx/", "hypervisor/arch/src/svm/")];

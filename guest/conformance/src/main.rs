@@ -1,0 +1,54 @@
+//! Guest program: what a processor and a PC do, test by test, as a Multiboot image that runs under Lamina and on the bare
+//! machine alike. A line for each test, `PASS NAME` or `FAIL NAME: …`, and `done: N failed`; that number is the status.
+//!
+//! What counts is that both machines give the same verdicts: a test that fails on both tells of the emulator, not of
+//! Lamina.
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "it executes what compilers do not")]
+#![allow(clippy::macro_metavars_in_unsafe, reason = "the macro that awaits exceptions is for this crate alone")]
+
+mod apic;
+mod devices;
+mod events;
+mod legacy;
+mod machine;
+mod registers;
+
+use guest_rt::{Boot, println};
+
+guest_rt::entry!(main);
+
+const MAGIC: u32 = 0x1bad_b002;
+/// Modules at pages, and the sizes of memory.
+const FLAGS: u32 = 3;
+guest_rt::multiboot_header!([MAGIC, FLAGS, 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS)]);
+
+/// What a test found: nothing wrong, or what was found, and what was expected.
+pub type Verdict = Result<(), (u64, u64)>;
+
+/// Found and expected.
+pub fn same(found: u64, expected: u64) -> Verdict {
+    if found == expected { Ok(()) } else { Err((found, expected)) }
+}
+
+/// One test.
+pub type Test = (&'static str, fn() -> Verdict);
+
+fn main(_: &Boot) -> u32 {
+    machine::install();
+    let mut failed = 0;
+    for tests in [registers::TESTS, events::TESTS, apic::TESTS, devices::TESTS, legacy::TESTS, apic::MODES] {
+        for (name, test) in tests {
+            match test() {
+                Ok(()) => println!("PASS {name}"),
+                Err((found, expected)) => {
+                    failed += 1;
+                    println!("FAIL {name}: {found:#x}, not {expected:#x}");
+                }
+            }
+        }
+    }
+    println!("done: {failed} failed");
+    failed
+}

@@ -8,7 +8,7 @@ use lamina_arch::exit::{CrAccess, CrExit};
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::segment::SegmentName;
 
-use super::{Resume, emulate};
+use super::{Resume, emulate, linear};
 use crate::chipset::Chipset;
 use crate::host::Host;
 use crate::msr::is_valid_xcr0;
@@ -163,8 +163,12 @@ fn load_pdptes<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H) -> Result<(), Gues
     Ok(())
 }
 
-/// XSETBV of EDX:EAX to the extended control register in ECX.
+/// XSETBV of EDX:EAX to the extended control register in ECX. Not every processor looks at the privilege level before it
+/// exits.
 pub fn xsetbv<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {
+    if linear::cpl(&mut vm.vcpu) != 0 {
+        return Resume::Inject(GuestFault::GP0);
+    }
     let gprs = vm.vcpu.gprs();
     let (register, value) = (gprs.get32(Gpr::Rcx), gprs.edx_eax());
     if register != 0 || !is_valid_xcr0(value, vm.cpuid.xcr0_allowed()) {

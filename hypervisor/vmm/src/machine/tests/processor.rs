@@ -305,6 +305,14 @@ fn xsetbv_enables_what_builds_on_what_is_enabled() {
         let (done, xcr0, _) = after(before, xsetbv(register, bad), read(SysReg::Xcr0));
         assert_eq!((done, xcr0), (GP, 1), "{bad:#x}");
     }
+    // At privilege level 3.
+    let user = |cpu: &mut FakeVcpu| {
+        cpu.write(SysReg::Xcr0, 1);
+        let ss = Segment { selector: 3, base: 0, limit: u32::MAX, rights: AccessRights(0xc0f3) };
+        cpu.set_segment(SegmentName::Ss, ss);
+    };
+    let (done, xcr0, _) = after(user, xsetbv(0, 3), read(SysReg::Xcr0));
+    assert_eq!((done, xcr0), (GP, 1));
 }
 
 #[test]

@@ -87,6 +87,7 @@ impl<P: Processor> Context<'_, P> {
             return Ok(self.advance());
         }
         let compares = matches!(operation, Operation::Cmps | Operation::Scas);
+        let stepped = self.flags().contains(Rflags::TF);
         let mut count = self.low(Gpr::Rcx, index);
         for _ in 0..ITERATIONS {
             if count == 0 {
@@ -97,6 +98,10 @@ impl<P: Processor> Context<'_, P> {
             self.set_low(Gpr::Rcx, index, count);
             if compares && self.flags().contains(Rflags::ZF) != while_equal {
                 return Ok(self.advance());
+            }
+            if stepped && count != 0 {
+                // A single step traps behind each iteration: RIP is where it was, and that is where it goes.
+                return Ok(Done::Jumped);
             }
             if self.processor.must_pause() {
                 break;

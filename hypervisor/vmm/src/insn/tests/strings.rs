@@ -52,6 +52,17 @@ fn without_a_prefix_the_counter_does_not_count() {
 }
 
 #[test]
+fn a_single_step_traps_behind_each_iteration() {
+    let mut machine = setup(64, 0x100, DEVICE, 3);
+    machine.flags.insert(Rflags::TF);
+    let movs = bytes(64, |a| a.rep().movsb());
+    for left in [2, 1] {
+        assert_eq!((machine.run_bytes(&movs), machine.get(Gpr::Rcx)), (Ok(Done::Jumped), left));
+    }
+    assert_eq!((machine.run_bytes(&movs), machine.get(Gpr::Rcx)), (Ok(Done::Advance(2)), 0));
+}
+
+#[test]
 fn each_prefix_repeats_stos_and_lods() {
     for prefix in [0xf2, 0xf3] {
         let mut machine = setup(64, 0, DEVICE, 5);

@@ -66,6 +66,14 @@ fn run_one(program: Program) -> World {
 }
 
 #[test]
+fn a_timer_that_is_faster_than_its_service_leaves_the_guest_time() {
+    let steps: Vec<Step> = pics(0).into_iter().chain(pit(2)).chain([Step::compute(HZ / 100), acpi_off()]).collect();
+    let world = run_one(script(steps));
+    let entries = world.trace(1).deadlines.len();
+    assert!(entries < 600, "{entries} entries in 10 ms");
+}
+
+#[test]
 fn the_pit_interrupts_through_the_8259_at_its_rate() {
     let count = 1193;
     let steps: Vec<Step> = pics(1 << 0).into_iter().chain(pit(count)).chain([sti()]).collect();

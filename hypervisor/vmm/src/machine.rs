@@ -146,7 +146,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         }
         self.wake_due(now);
         match self.scheduler.pick(now) {
-            Some((index, until)) => self.run_vm(index, until),
+            Some((index, until)) => self.run_vm(index, now, until),
             None if self.clear_ahead() => {}
             None => {
                 let deadline = self.next_event(None);

@@ -17,6 +17,10 @@ use crate::stop::StopReason;
 use crate::vcpu::{EntryFailure, Ran, Vcpu};
 use crate::vm::Vm;
 
+/// A timer that was due is not looked at again for this long: one that is faster than it can be served would leave the
+/// guest no time for a single instruction. Unit: nanoseconds.
+const TIMER_REST_NS: u64 = 20_000;
+
 /// Why a VM left the processor.
 enum Left {
     /// The slice, or a deadline of others, is over, or the machine wants to look.
@@ -32,10 +36,10 @@ enum Left {
 }
 
 impl<H: Host, C: Chipset> Machine<H, C> {
-    /// Runs VM `index` until its slice ends at `until`, it waits, or it stops.
-    pub(super) fn run_vm(&mut self, index: usize, until: Tsc) {
-        // What a turn costs is this VM's, all of it: switching to it, and starting it again.
-        let from = self.host.now();
+    /// Runs VM `index` until its slice ends at `until`, it waits, or it stops. What a turn costs is this VM's, all of it
+    /// since `from`: the look at console and timers before it, switching to it, and starting it again. Else one that
+    /// leaves the processor at once, again and again, would cost the others more than it is charged.
+    pub(super) fn run_vm(&mut self, index: usize, from: Tsc, until: Tsc) {
         if self.loaded != Some(index) {
             self.unload();
         }
@@ -71,11 +75,13 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         let mut deadline = limit;
         if let Some(timer) = vm.chipset.next_deadline() {
             let at = Tsc(now.since(vm.started));
+            let mut soonest = now;
             if timer <= at {
                 vm.chipset.advance(at);
+                soonest = now + around.host.tsc_frequency().ticks_in_ns(TIMER_REST_NS);
             }
             let timer = vm.chipset.next_deadline().unwrap_or(Tsc(u64::MAX));
-            deadline = deadline.min(vm.started + timer.0);
+            deadline = deadline.min((vm.started + timer.0).max(soonest));
         }
         if now >= limit {
             return Left::SliceEnd;

@@ -80,6 +80,8 @@ pub(super) struct Shared {
     idles: Vec<Idle>,
     log: VecDeque<String>,
     nmis: u32,
+    /// What each look at the console costs. Unit: ticks.
+    overhead: u64,
 }
 
 impl Shared {
@@ -128,6 +130,7 @@ impl World {
             idles: Vec::new(),
             log: VecDeque::new(),
             nmis: 0,
+            overhead: 0,
         })))
     }
 
@@ -160,6 +163,11 @@ impl World {
     /// When the processor halted.
     pub fn idles(&self) -> Vec<Idle> {
         self.with(|w| w.idles.clone())
+    }
+
+    /// Has each round of the loop cost `ticks` before a VM runs.
+    pub fn set_overhead(&self, ticks: u64) {
+        self.with_mut(|w| w.overhead = ticks);
     }
 
     /// How many of the machine's NMIs the loop has passed on.
@@ -329,6 +337,7 @@ impl Host for FakeHost {
     }
 
     fn take_log_line(&mut self) -> Option<String> {
+        self.world.pass(self.world.with(|w| w.overhead));
         self.world.with_mut(|w| w.log.pop_front())
     }
 }

@@ -158,6 +158,18 @@ fn a_guest_that_exits_all_the_time_is_charged_like_one_that_computes() {
 }
 
 #[test]
+fn a_guest_that_yields_all_the_time_pays_for_the_rounds_that_it_causes() {
+    let yields: Program = Box::new(|_| hypercall(abi::YIELD, 0, 0).after(10_000));
+    let (mut machine, world) = Bench::new().vm("yields", yields).vm("hog", script([])).boot::<FakeChipset>();
+    world.set_overhead(30_000);
+    let start = world.now().0;
+    step_until(&mut machine, |_| world.now().0 - start >= 50 * SLICE);
+    let (elapsed, hog) = (world.now().0 - start, machine.scheduler.ran(1));
+    assert!(hog + 2 * SLICE >= elapsed / 2, "{hog} of {elapsed}");
+    assert!(machine.scheduler.ran(0) + hog + SLICE >= elapsed, "all of it was charged to somebody");
+}
+
+#[test]
 fn yield_and_pause_give_the_rest_of_the_slice_away() {
     for give_up in [|| hypercall(abi::YIELD, 0, 0), || Step::exit(Exit::Pause)] {
         let order = Notes::new();

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+pub mod hostile;
 mod picture;
 mod running;
 mod stage;

@@ -51,10 +51,31 @@ pub struct Fault {
 
 static HANDLERS: [AtomicPtr<()>; VECTORS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; VECTORS];
 
-/// Where execution goes on after an exception that is awaited; 0 while none is.
-pub(crate) static RECOVERY: AtomicU64 = AtomicU64::new(0);
+/// What an awaited exception interrupted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Code segment.
+    pub cs: u64,
+}
+
+/// Where execution goes on after an exception that is awaited; 0 while none is. For assembly code; it goes on at
+/// privilege level 0 with interrupts out, the stack pointer and all other registers as they were.
+pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
+/// RIP, RFLAGS, RSP and CS of the last such exception.
+static PLACE: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 /// Vector and error code of the last such exception: vector + 1 in the high half, so that 0 says none.
 static CAUGHT: AtomicU64 = AtomicU64::new(0);
+
+/// Selectors of `start`'s descriptor table, and the flags that nothing is wanted of.
+const CODE_SELECTOR: u64 = 0x08;
+const DATA_SELECTOR: u64 = 0x10;
+const FLAGS: u64 = 2;
 
 /// Present 64-bit interrupt gate, DPL 0 (SDM vol. 3, "64-Bit Mode IDT").
 #[derive(Clone, Copy)]
@@ -149,7 +170,14 @@ extern "C" fn dispatch(frame: &mut Frame) {
         let recovery = RECOVERY.swap(0, Ordering::Relaxed);
         if recovery != 0 {
             CAUGHT.store((frame.vector + 1) << 32 | frame.error & 0xffff_ffff, Ordering::Relaxed);
+            for (kept, value) in PLACE.iter().zip([frame.rip, frame.rflags, frame.rsp, frame.cs]) {
+                kept.store(value, Ordering::Relaxed);
+            }
             frame.rip = recovery;
+            // What was tried may have left privilege level 0, and set flags that nobody wants here.
+            frame.cs = CODE_SELECTOR;
+            frame.ss = DATA_SELECTOR;
+            frame.rflags = FLAGS;
             return;
         }
     }
@@ -198,7 +226,27 @@ pub(crate) fn install() {
         // SAFETY: the index is within the table, and nobody reads it before LIDT below.
         unsafe { (*gates)[vector] = gate(first + 16 * vector as u64) };
     }
-    load(gates as u64, LIMIT);
+    reload();
+}
+
+/// Has the processor switch to stack `number` (1 to 7) of the task-state segment's interrupt stack table for every
+/// exception; 0 keeps the stack that it has.
+pub fn use_interrupt_stack(number: u8) {
+    let gates = IDT.0.get();
+    for vector in 0..usize::from(FIRST_IRQ_VECTOR) {
+        // SAFETY: the index is within the table; one processor, which takes no exception meanwhile.
+        unsafe { (*gates)[vector].low = (*gates)[vector].low & !(7 << 32) | u64::from(number & 7) << 32 };
+    }
+}
+
+/// Loads the IDT of the runtime.
+pub fn reload() {
+    load(IDT.0.get() as u64, LIMIT);
+}
+
+/// Address and limit of the IDT of the runtime. Unit: bytes.
+pub fn table() -> (u64, u16) {
+    (IDT.0.get() as u64, LIMIT)
 }
 
 /// Loads an IDT without entries: the next exception or interrupt shuts the processor down.
@@ -214,10 +262,16 @@ fn load(base: u64, limit: u16) {
 }
 
 /// The exception that went to the recovery address, if there was one since this was last asked.
-pub(crate) fn caught() -> Option<Fault> {
+pub fn caught() -> Option<Fault> {
     let value = CAUGHT.swap(0, Ordering::Relaxed);
     let vector = (value >> 32).checked_sub(1)?;
     Some(Fault { vector: (vector & 0xff) as u8, error: (value & 0xffff_ffff) as u32 })
+}
+
+/// What the last awaited exception interrupted.
+pub fn caught_at() -> Place {
+    let [rip, rflags, rsp, cs] = [0, 1, 2, 3].map(|at| PLACE[at].load(Ordering::Relaxed));
+    Place { rip, rflags, rsp, cs }
 }
 
 /// Executes #UD.

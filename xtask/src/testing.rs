@@ -111,7 +111,7 @@ fn cargo_test(arguments: &[&str]) -> Command {
 }
 
 fn scenario_tests() -> Command {
-    cargo_test(&["--quiet", "--package", "lamina-tests", "--test", "scenarios"])
+    cargo_test(&["--quiet", "--package", "lamina-tests", "--no-fail-fast", "--test", "scenarios", "--test", "hostile"])
 }
 
 /// What the test programs themselves are given.

@@ -55,11 +55,10 @@ fn main(_: &Boot) -> u32 {
         *expected = hash(part);
         ticks = ticks.min(cpu::tsc() - start);
     }
-    let (mut parts, mut elapsed) = (0u64, 0u64);
+    let (mut parts, mut part, mut elapsed) = (0u64, 0, 0u64);
     for number in 1u64.. {
         let start = cpu::tsc();
         loop {
-            let part = (parts % PARTS as u64) as usize;
             let before = cpu::tsc();
             if hash(part) != hashes[part] {
                 let at = (part * PART..(part + 1) * PART).find(|&at| MEMORY[at].load(Ordering::Relaxed) != pattern(at));
@@ -69,6 +68,7 @@ fn main(_: &Boot) -> u32 {
             let now = cpu::tsc();
             ticks = ticks.min(now - before);
             parts += 1;
+            part = (part + 1) % PARTS;
             if now - start >= window {
                 elapsed += now - start;
                 break;

@@ -59,5 +59,5 @@ pub fn page() -> String {
 
 /// A pattern as words.
 fn plain(pattern: &str) -> String {
-    pattern.replace(r"\(", "(").replace(r"\)", ")").replace(".*", "…").replace('^', "").replace('$', "")
+    pattern.replace(r"\(", "(").replace(r"\)", ")").replace(".*", "…").replace(['^', '$'], "")
 }

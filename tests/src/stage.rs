@@ -99,7 +99,7 @@ impl Stage {
     }
 
     fn native(&self, kernel: &Path, initrd: &[u8], cmdline: &str) -> Result<Running> {
-        let choice = backend::choose(Some(self.backend()?), &Host)?;
+        let choice = backend::choose(Some(self.backend()?), &Host::USUAL)?;
         let megabytes = MEMORY >> 20;
         Ok(Running::new(native::start(&choice.backend, kernel, initrd, cmdline, megabytes, self.limit)?))
     }

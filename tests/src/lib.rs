@@ -60,6 +60,8 @@ pub enum Needs {
     Machine,
     /// A machine of QEMU's, for its firmware or its screen.
     Qemu,
+    /// A machine that takes its processor back from a guest with interrupts off.
+    Preemption,
     /// A machine of QEMU's own emulation, for a processor that lacks something.
     Tcg,
 }
@@ -77,18 +79,19 @@ pub fn main(scenarios: &[Scenario]) -> ! {
     let skipped = Skipped::default();
     let trials = scenarios.iter().flat_map(|scenario| match scenario.needs {
         Needs::Host => vec![trial(*scenario, None, &skipped)],
-        Needs::Machine | Needs::Qemu | Needs::Tcg => {
-            let (fit, unfit): (Vec<_>, Vec<_>) =
-                backends.iter().copied().partition(|backend| fits(scenario.needs, *backend));
+        _ => {
             let wanted = arguments.filter.as_ref().is_none_or(|filter| scenario.name.contains(filter.as_str()));
-            let lines = unfit.into_iter().flatten().filter(|_| wanted).map(|backend| {
-                format!(
-                    "skipped: [{backend}] {}: this backend has not the firmware, screen or processor",
-                    scenario.name
-                )
+            let fit = backends.iter().filter(|backend| {
+                let Some((name, reason)) = backend.and_then(|name| Some((name, lacks(scenario.needs, name)?))) else {
+                    return true;
+                };
+                if wanted {
+                    let line = format!("skipped: [{name}] {}: {reason}", scenario.name);
+                    skipped.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                }
+                false
             });
-            skipped.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
-            fit.into_iter().map(|backend| trial(*scenario, backend, &skipped)).collect()
+            fit.map(|backend| trial(*scenario, *backend, &skipped)).collect()
         }
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
@@ -98,12 +101,15 @@ pub fn main(scenarios: &[Scenario]) -> ! {
     conclusion.exit()
 }
 
-/// Whether a backend has what a scenario needs; `None` stands for any.
-fn fits(needs: Needs, backend: Option<Name>) -> bool {
-    match needs {
-        Needs::Host | Needs::Machine => true,
-        Needs::Qemu => !matches!(backend, Some(Name::Bochs | Name::BochsSvm)),
-        Needs::Tcg => matches!(backend, None | Some(Name::Tcg)),
+/// Why a backend has not what a scenario needs.
+fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
+    match (needs, backend) {
+        (Needs::Qemu, Name::Bochs | Name::BochsSvm) => Some("Bochs has neither UEFI nor a screen to look at"),
+        (Needs::Preemption, Name::BochsSvm) => {
+            Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
+        }
+        (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors that lack something"),
+        _ => None,
     }
 }
 

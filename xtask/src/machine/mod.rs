@@ -376,3 +376,20 @@ impl std::fmt::Debug for Machine {
 fn words(directory: &Path) -> std::path::PathBuf {
     directory.join("emulator.out")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_taken_when_it_is_whole() {
+        let mut file = b"P6\n2 1\n255\n".to_vec();
+        file.extend([0; 5]);
+        assert!(!is_whole_picture(&file));
+        file.push(0);
+        assert!(is_whole_picture(&file));
+        for broken in [&b""[..], b"P6\n2 1\n", b"P5\n0 0\n255\n", b"P6\nx 1\n255\n"] {
+            assert!(!is_whole_picture(broken));
+        }
+    }
+}

@@ -147,7 +147,7 @@ impl Area {
     /// Puts all tables of a PC with these `parts` there.
     fn add_all(&mut self, parts: &Parts<'_>) -> Roots {
         let facs = self.add(&to_bytes(&FACS::new()), 64, &[]);
-        let dsdt = self.add(&dsdt::build(parts.keyboard), 16, &[]);
+        let dsdt = self.add(dsdt::build(parts.keyboard), 16, &[]);
         let mut listed = vec![self.add(&fadt(facs, dsdt, parts), 16, &FADT_POINTERS)];
         listed.push(self.add(&madt(parts.apic_ids), 16, &[]));
         if parts.hpet {
@@ -363,7 +363,7 @@ mod tests {
         let hpet = table(&tables, number(&xsdt, 52, 8), b"HPET");
         assert_eq!((hpet.len(), hpet[40], number(&hpet, 44, 8)), (56, 0, 0xfed0_0000));
         let keyboard = 0x41d0_0303_u32.to_be_bytes();
-        let tells = |dsdt: Vec<u8>| dsdt.windows(4).any(|window| window == keyboard);
+        let tells = |dsdt: &[u8]| dsdt.windows(4).any(|window| window == keyboard);
         assert_eq!((tells(dsdt::build(true)), tells(dsdt::build(false))), (true, false));
     }
 
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn the_dsdt_names_what_a_guest_looks_for() {
         let dsdt = dsdt::build(false);
-        assert!(sums_to_zero(&dsdt));
+        assert!(sums_to_zero(dsdt));
         let holds = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
         // Name (_S5, Package {5, 5, 0, 0})
         assert!(holds(b"\x08\\_S5_\x12\x08\x04\x0a\x05\x0a\x05\x00\x00"));

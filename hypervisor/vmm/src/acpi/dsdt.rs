@@ -9,6 +9,7 @@ use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
+use spin::Once;
 
 use super::{DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID, low32};
 use crate::layout::{COM1_IRQ, COM1_PORT, IOAPIC, KEYBOARD_IRQ, PCI_HOLE, PM1A_EVENT_PORT, RTC_IRQ, S5_SLP_TYP};
@@ -78,7 +79,14 @@ fn host_bridge(isa_bridge: &dyn Aml) -> Made {
 }
 
 /// The whole table, its header too. `keyboard`: it tells of one.
-pub fn build(keyboard: bool) -> Vec<u8> {
+pub fn build(keyboard: bool) -> &'static [u8] {
+    /// Each is made for the first VM that has it, and never changes: making it anew would be a quarter of what making
+    /// a VM costs. Shared by all processors.
+    static MADE: [Once<Vec<u8>>; 2] = [Once::new(), Once::new()];
+    MADE[usize::from(keyboard)].call_once(|| make(keyboard))
+}
+
+fn make(keyboard: bool) -> Vec<u8> {
     let com1 = device("COM1", "PNP0501", 1, vec![&ports(COM1_PORT, 8), &isa_interrupt(COM1_IRQ)]);
     let rtc = device("RTC0", "PNP0B00", 0, vec![&ports(CMOS_PORT, CMOS_PORT_COUNT), &isa_interrupt(RTC_IRQ)]);
     // A guest must not give these ports to a PCI device.

@@ -57,6 +57,18 @@ fn address(chunk: usize) -> Gpa {
     if offset < PCI_HOLE.0 { Gpa(offset) } else { ABOVE_4G + (offset - PCI_HOLE.0) }
 }
 
+/// The pages that `directory` names, with the number of each.
+fn pages(host: &impl HostMemory, directory: Hpa) -> impl Iterator<Item = (u64, Hpa)> {
+    // All of it in one copy: most words are zero, and each access by itself is checked.
+    let mut bytes = [0; 4096];
+    host.read(directory, &mut bytes);
+    (0..PAGES).filter_map(move |page| {
+        let at = usize::try_from(page).ok()? * 8;
+        let word = u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?);
+        (word != 0).then_some((page, Hpa(word)))
+    })
+}
+
 impl Lazy {
     /// The directory of a VM with `size` bytes of memory, none of which is backed. `None` where the heap has no room.
     pub(super) fn new(size: u64) -> Option<Lazy> {
@@ -155,12 +167,10 @@ impl Lazy {
                 Chunk::Large(frame) => (Some((start, frame, FrameSize::Size2M)), None),
                 Chunk::Small { directory, .. } => (None, Some(directory)),
             };
-            let small = directory.into_iter().flat_map(move |directory| {
-                (0..PAGES).filter_map(move |page| match host.read_u64(directory + page * 8) {
-                    0 => None,
-                    frame => Some((start + page * PAGE_4K, Hpa(frame), FrameSize::Size4K)),
-                })
-            });
+            let small = directory
+                .into_iter()
+                .flat_map(move |directory| pages(host, directory))
+                .map(move |(page, frame)| (start + page * PAGE_4K, frame, FrameSize::Size4K));
             large.into_iter().chain(small)
         })
     }
@@ -180,12 +190,7 @@ impl Lazy {
                 Chunk::Untouched => {}
                 Chunk::Large(frame) => super::give_back(pool, frame, FrameSize::Size2M),
                 Chunk::Small { directory, .. } => {
-                    for page in 0..PAGES {
-                        match host.read_u64(directory + page * 8) {
-                            0 => {}
-                            frame => super::give_back(pool, Hpa(frame), FrameSize::Size4K),
-                        }
-                    }
+                    pages(host, directory).for_each(|(_, frame)| super::give_back(pool, frame, FrameSize::Size4K));
                     super::give_back(pool, directory, FrameSize::Size4K);
                 }
             }

@@ -48,7 +48,7 @@ fn run(stage: &Stage) -> Result<()> {
 
     // And the hog had nearly all the rest.
     machine.type_line("vms");
-    let hog = machine.expect_number(r"^\[lamina\] hog +running +16 MiB +(\d+)\.")?;
+    let hog = machine.expect_number(r"^\[lamina\] hog +running +16 MiB +\d+ MiB +(\d+)\.")?;
     machine.check(hog + 1 >= GREETINGS * 9 / 10, || format!("the hog ran for {hog} s only"))?;
     machine.type_line("quit");
     machine.ends(0)

@@ -61,7 +61,7 @@ pub const CASES: &[Case] = &[
     }),
     ("end-vector-to-mmio", || {
         let _ = guest_rt::extended::Extended::enable();
-        on(LAPIC + 0x80, code!("movups [rdi], xmm0"))
+        on(LAPIC + 0x80, code!("addps xmm0, [rdi]"))
     }),
     ("end-x87-to-mmio", || on(LAPIC + 0x80, code!("fnstenv [rdi]"))),
     ("end-xsave-to-mmio", || {

@@ -63,7 +63,8 @@ fn main(boot: &Boot) -> u32 {
     if boot.cmdline.split_ascii_whitespace().any(|word| word == "list") {
         CHAPTERS.iter().flat_map(|chapter| chapter.iter()).for_each(|(name, _)| report!("{name}"));
     }
-    if boot.cmdline.split_ascii_whitespace().any(|word| word == "wait") {
+    let alone = boot.cmdline.split_ascii_whitespace().any(|word| word == "wait");
+    if alone {
         report!("waiting");
         wait::for_line();
     }
@@ -73,7 +74,9 @@ fn main(boot: &Boot) -> u32 {
             report!("case {name}: unknown");
             continue;
         };
-        report!("case {name} begins");
+        if alone {
+            report!("case {name} begins");
+        }
         let seen = try_it();
         segments::refresh();
         registers::calm();

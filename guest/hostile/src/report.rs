@@ -9,6 +9,11 @@ use guest_rt::serial;
 /// Longest line. Unit: bytes.
 const LONGEST: usize = 160;
 
+/// Characters that the console adds to a line, about.
+const PREFIX: u64 = 20;
+/// What a character takes on the machine's serial port, and a little. Unit: nanoseconds.
+const CHARACTER_NS: u64 = 110_000;
+
 /// A line that is being made.
 pub struct Line {
     bytes: [u8; LONGEST],
@@ -26,7 +31,16 @@ impl Line {
         if Lamina::find().is_none_or(|lamina| lamina.console_write(whole).is_err()) {
             serial::write(whole);
         }
+        pause(line.length as u64 + PREFIX);
     }
+}
+
+/// Waits until so many characters have left the machine, so that the next line finds room for all of it.
+fn pause(characters: u64) {
+    let Some(lamina) = Lamina::find() else { return };
+    let now = || lamina.clock().unwrap_or(u64::MAX);
+    let end = now().saturating_add(characters * CHARACTER_NS);
+    while now() < end && lamina.yield_now().is_ok() {}
 }
 
 impl Write for Line {

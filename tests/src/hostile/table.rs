@@ -92,7 +92,7 @@ pub const CHAPTERS: &[Chapter] = &[
             stops("end-page-tables-nowhere", "read outside its memory at 0x80000000"),
             stops("end-page-tables-in-mmio", "read outside its memory at 0xfee00000"),
             stops("end-page-table-nowhere", "read outside its memory at 0x80000000"),
-            stops("end-vector-to-mmio", "MOVUPS on a device is not emulated"),
+            stops("end-vector-to-mmio", "ADDPS on a device is not emulated"),
             stops("end-x87-to-mmio", "FNSTENV on a device is not emulated"),
             stops("end-xsave-to-mmio", "XSAVE on a device is not emulated"),
             resets("end-reset-cf9"),

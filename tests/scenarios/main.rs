@@ -14,6 +14,7 @@ mod demo;
 mod dying_beside_living;
 mod exit_statuses;
 mod fpu_pair;
+mod fuzz;
 mod greeter;
 mod hello;
 mod hello_status;
@@ -51,6 +52,9 @@ fn main() {
         multiboot::SCENARIO,
         dying_beside_living::SCENARIO,
         hog_beside_ticker::SCENARIO,
+        fuzz::USAGE,
+        fuzz::SCENARIO,
+        fuzz::LONG,
         refused_vms::SCENARIO,
         refused_bundle::SCENARIO,
         audit::SCENARIO,

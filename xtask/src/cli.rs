@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::report::say;
-use crate::{bench, check, doctor, image, run, testing};
+use crate::{bench, check, doctor, fuzz, image, run, testing};
 
 /// Usage or configuration is wrong.
 const USAGE: u8 = 2;
@@ -42,6 +42,8 @@ enum Command {
     Check(check::Arguments),
     /// Measure what Lamina costs
     Bench(bench::Arguments),
+    /// Random privileged and device operations in a guest, from a seed
+    Fuzz(fuzz::Arguments),
 }
 
 /// Does what the command line says.
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Test(arguments) => testing::command(&arguments),
         Command::Check(arguments) => check::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
+        Command::Fuzz(arguments) => fuzz::command(&arguments),
     };
     result.unwrap_or_else(|error| {
         say(format_args!("error: {error:#}"));

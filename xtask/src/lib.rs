@@ -16,6 +16,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod doctor;
+pub mod fuzz;
 pub mod image;
 pub mod initramfs;
 pub mod machine;

@@ -9,6 +9,7 @@
 //! case looked at was as the architecture says), or `deviates: …`. What must be seen, the suite's own table says
 //! (`tests/hostile/table`). With `wait` the program waits for a line on its serial port first, so that only one of many
 //! such VMs is at work; a case that is not meant to come back says `case NAME begins`. `list` prints all names.
+//! `seed=N steps=M` does random operations instead (see `fuzz`).
 #![no_std]
 #![no_main]
 
@@ -23,6 +24,7 @@ mod ends;
 mod engine;
 mod entry;
 mod extended;
+mod fuzz;
 mod hold;
 mod instructions;
 mod msrs;
@@ -81,6 +83,9 @@ fn main(boot: &Boot) -> u32 {
         segments::refresh();
         registers::calm();
         report!("case {name}: {seen}");
+    }
+    if let (Some(seed), Some(steps)) = (boot.number("seed"), boot.number("steps")) {
+        fuzz::run(seed, steps);
     }
     report!("done");
     0

@@ -1,0 +1,116 @@
+//! `cargo xtask fuzz`: a guest that does random privileged and device operations, beside a witness.
+//!
+//! Owns the judgement of such a run. The operations are `guest/hostile`'s, and the seed alone decides them.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use regex::Regex;
+
+use crate::backend::Name;
+use crate::machine::Machine;
+use crate::paths;
+use crate::report::say;
+use crate::session::Request;
+
+/// Steps in a run of every day.
+pub const STEPS: u64 = 200_000;
+/// Least share of the processor that the witness gets, of 1000. It is charged for a half, and of that some goes where timers
+/// of the other VM, set as fast as they go, are brought up to date in its turn. What a case does alone, the hostile suite
+/// holds to 95 %.
+const SHARE: u64 = 400;
+/// What a run may take however short it is, and what a thousand steps may; far more than they do, to end what hangs.
+const LEAST: Duration = Duration::from_secs(600);
+const PER_THOUSAND: Duration = Duration::from_secs(3);
+/// Lines of the machine's that are shown where it failed.
+const SHOWN: usize = 40;
+
+/// `cargo xtask fuzz`
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// What the operations are made from: the same seed, the same operations
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// How many operations
+    #[arg(long, value_name = "M", default_value_t = STEPS, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub steps: u64,
+    /// What to boot on; by default the first backend that works here
+    #[arg(long, value_name = "BACKEND")]
+    pub on: Option<Name>,
+}
+
+/// Runs it, and says how to repeat it where it failed.
+///
+/// # Errors
+/// Nothing can be booted.
+pub fn command(arguments: &Arguments) -> Result<ExitCode> {
+    match run(arguments.seed, arguments.steps, arguments.on) {
+        Ok(words) => {
+            println!("{words}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            say(format_args!("{error:#}"));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// One run; what it came to, in words.
+///
+/// # Errors
+/// The machine could not be booted, or something happened that must not: a panic, the end of the VM, a stall, a witness
+/// that was harmed. It says how to repeat the run.
+pub fn run(seed: u64, steps: u64, on: Option<Name>) -> Result<String> {
+    let config = format!(
+        "[[vm]]\nname = \"fuzz\"\nkernel = \"guest:hostile\"\nmemory = \"16M\"\ncmdline = \"seed={seed} steps={steps}\"\n\
+         [[vm]]\nname = \"witness\"\nkernel = \"guest:witness\"\nmemory = \"16M\"\n"
+    );
+    let thousands = u32::try_from(steps / 1000).unwrap_or(u32::MAX);
+    let limit = LEAST.saturating_add(PER_THOUSAND.saturating_mul(thousands));
+    let prepared = Request::text(config, paths::workspace()).on(on).timeout(limit).prepare()?;
+    let backend = prepared.backend().name();
+    let mut machine = prepared.start()?;
+    judge(&mut machine, seed, steps).map_err(|error| {
+        let printed = machine.report(SHOWN);
+        let again = format!("again: cargo xtask fuzz --seed {seed} --steps {steps} --on {backend}");
+        error.context(format!("seed {seed} failed\n{printed}{again}"))
+    })
+}
+
+fn judge(machine: &mut Machine, seed: u64, steps: u64) -> Result<String> {
+    let done = Regex::new(
+        r"^\[fuzz\] fuzz seed \d+: \d+ steps done$|^\[lamina\] (fuzz|witness) stopped: |^\[fuzz\] panicked",
+    )?;
+    let line = wait(machine, 0, &done)?;
+    if !line.1.ends_with("steps done") {
+        bail!("it must not end: {}", line.1);
+    }
+    let window = Regex::new(
+        r"^\[witness\] window \d+: ran (\d+) of (\d+) kiloticks, .*$|^\[witness\] MEMORY|^\[lamina\] witness ",
+    )?;
+    let line = wait(machine, line.0, &window)?;
+    let found = window.captures(&line.1).context("the witness says something else now")?;
+    let number = |at: usize| found.get(at).and_then(|digits| digits.as_str().parse::<u64>().ok());
+    let (Some(ran), Some(of)) = (number(1), number(2)) else { bail!("the witness was harmed: {}", line.1) };
+    if ran * 1000 < of * SHARE {
+        bail!("the witness ran for {ran} of {of} kiloticks, less than 40 %");
+    }
+    machine.send("exits fuzz\n");
+    machine.send("quit\n");
+    match machine.wait_exit() {
+        Ok(crate::machine::Verdict::Exit(0)) => {}
+        other => bail!("the machine must end with 0: {other:?}"),
+    }
+    Ok(format!("fuzz: seed {seed}, {steps} steps, no panic, no stall; the witness ran for {ran} of {of} kiloticks"))
+}
+
+/// The next line that matches: its number and its text.
+fn wait(machine: &mut Machine, from: usize, pattern: &Regex) -> Result<(usize, String)> {
+    match machine.wait_for_from(from, pattern) {
+        Ok(line) => Ok((line.index + 1, line.text)),
+        Err(stop) => bail!("{stop}, and there was no line like {pattern}"),
+    }
+}

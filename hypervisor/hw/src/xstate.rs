@@ -10,7 +10,7 @@ use core::arch::asm;
 use core::ptr::NonNull;
 
 use lamina_arch::regs::VectorRegister;
-use lamina_vmm::cpuid::XCR0_ALLOWED;
+use lamina_vmm::cpuid::switched_components;
 use raw_cpuid::native_cpuid::cpuid_count;
 use spin::Once;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
@@ -52,7 +52,7 @@ pub fn enable() {
         });
     }
     let leaf = cpuid_count(0xd, 0);
-    let mask = (u64::from(leaf.edx) << 32 | u64::from(leaf.eax)) & XCR0_ALLOWED;
+    let mask = switched_components(u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
     set_xcr0(mask);
     let size = cpuid_count(0xd, 0).ebx as usize;
     let ymm = (mask & 1 << YMM_HIGH != 0).then(|| cpuid_count(0xd, YMM_HIGH).ebx as usize);

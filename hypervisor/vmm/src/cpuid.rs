@@ -89,8 +89,15 @@ const EXT1_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 const INVARIANT_TSC: u32 = 1 << 8;
 
 /// State components that may be enabled in XCR0: x87, SSE, AVX, and the three of AVX-512.
-pub const XCR0_ALLOWED: u64 = 0b1110_0111;
+const XCR0_ALLOWED: u64 = 0b1110_0111;
 const XCR0_AVX512: u64 = 0b1110_0000;
+
+/// The state components that are switched between VMs, and may be shown, of those that the processor has (the low half of
+/// CPUID leaf 0xd): AVX-512's three together with AVX, or none of them.
+pub const fn switched_components(supported: u64) -> u64 {
+    let allowed = supported & XCR0_ALLOWED;
+    if allowed & XCR0_AVX512 != XCR0_AVX512 || allowed & 0b100 == 0 { allowed & !XCR0_AVX512 } else { allowed }
+}
 
 /// What the policy is computed from besides the processor.
 #[derive(Clone, Copy, Debug)]
@@ -150,10 +157,7 @@ impl Cpuid {
 
         let host1 = processor(1, 0);
         let xsave = host1[2] & XSAVE != 0 && has(0xd);
-        model.xcr0 = if xsave { processor(0xd, 0)[0] as u64 & XCR0_ALLOWED } else { 0 };
-        if model.xcr0 & XCR0_AVX512 != XCR0_AVX512 || model.xcr0 & 0b100 == 0 {
-            model.xcr0 &= !XCR0_AVX512;
-        }
+        model.xcr0 = if xsave { switched_components(processor(0xd, 0)[0].into()) } else { 0 };
         let mut ecx1 = host1[2] & LEAF1_ECX | LEAF1_ECX_EMULATED;
         if model.xcr0 & 0b100 == 0 {
             ecx1 &= !(1 << 12 | 1 << 28 | 1 << 29);

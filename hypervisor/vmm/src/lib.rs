@@ -14,6 +14,7 @@ pub mod bus;
 pub mod chipset;
 pub mod config;
 pub mod console;
+pub mod cpu_model;
 pub mod cpuid;
 pub mod dma;
 pub mod event;

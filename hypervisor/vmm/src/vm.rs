@@ -4,6 +4,7 @@
 mod power_on;
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use lamina_arch::addr::{Gpa, Hpa};
 use lamina_arch::exit::Kind;
@@ -12,6 +13,7 @@ use lamina_arch::time::Tsc;
 use crate::chipset::{Chipset, ChipsetSetup};
 use crate::config::{Boot, VmConfig};
 use crate::console::Console;
+use crate::cpu_model::Model;
 use crate::cpuid::{Cpuid, ModelInput};
 use crate::frames::{FramePool, FrameSize};
 use crate::host::{Host, HostMemory};
@@ -141,6 +143,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         pool: &mut FramePool,
         memory: &mut GuestMemory,
     ) -> Result<(V, NestedTables<V::Nested>, Cpuid), String> {
+        let model = Model::by_name(&config.cpu).ok_or_else(|| format!("there is no CPU model {:?}", config.cpu))?;
         let state = images.load(config, memory, host)?;
         let mut vcpu = host.create_vcpu(id)?;
         let mut tables = NestedTables::new(vcpu.nested_format(), host, pool).map_err(|e| e.to_string())?;
@@ -162,7 +165,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
             apic_id: u32::from(APIC_ID),
             hypercall_instruction: V::HYPERCALL_INSTRUCTION,
         };
-        let cpuid = Cpuid::host(&|leaf, subleaf| host.cpuid(leaf, subleaf), &input);
+        let cpuid = Cpuid::host(&|leaf, subleaf| model.limit(leaf, subleaf, host.cpuid(leaf, subleaf)), &input);
         vcpu.allow_cr4(cpuid.cr4_allowed());
         Ok((vcpu, tables, cpuid))
     }

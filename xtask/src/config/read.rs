@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lamina_vmm::config::{CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
+use lamina_vmm::cpu_model::{MODELS, Model};
 use lamina_vmm::memory::Backing;
 use toml::{Table, Value};
 
@@ -218,8 +219,9 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
     if vm.vcpus != 1 {
         return Err(section.refuse("vcpus", vm.vcpus, "not supported yet: a VM has one processor for now"));
     }
-    if vm.cpu != CPU_HOST {
-        return Err(section.refuse("cpu", Value::String(vm.cpu), "not supported yet: only \"host\" for now"));
+    if Model::by_name(&vm.cpu).is_none() {
+        let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
+        return Err(section.refuse("cpu", Value::String(vm.cpu), format!("must be one of {}", names.join(", "))));
     }
     section.finish()?;
     Ok(vm)

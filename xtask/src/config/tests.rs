@@ -183,7 +183,7 @@ fn types_and_what_is_not_there_yet() {
     refused(one("weight = 0"), &["weight = 0", "from 1"]);
     refused(one("weight = 4294967295"), &["weight = 4294967295", "from 1"]);
     refused(one("weight = \"x\""), &["weight = \"x\"", "whole number"]);
-    refused(one("cpu = \"nehalem\""), &["cpu = \"nehalem\"", "not supported yet"]);
+    refused(one("cpu = \"nehalem\""), &["cpu = \"nehalem\"", "must be one of"]);
     refused(one("modules = 1"), &["modules = 1", "list of tables"]);
     refused(one("[lamina]\nlog = \"loud\""), &["[lamina]: log = \"loud\"", "must be one of"]);
     refused(one("disk = \"x\""), &["disk = \"x\"", "not supported yet"]);

@@ -5,7 +5,8 @@ use core::fmt;
 
 use lamina_arch::addr::PAGE_4K;
 
-use super::{Blob, Boot, CPU_HOST, FW_CFG_NAME_MAX, MEMORY_MAX, NAME_MAX, RESERVED_NAME, VmConfig, WEIGHT_MAX};
+use super::{Blob, Boot, FW_CFG_NAME_MAX, MEMORY_MAX, NAME_MAX, RESERVED_NAME, VmConfig, WEIGHT_MAX};
+use crate::cpu_model::{MODELS, Model};
 use crate::layout::HIGH_MEMORY;
 
 /// What is wrong with a name.
@@ -98,7 +99,10 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::Vcpus(vcpus) => write!(f, "vcpus = {vcpus}: must be 1"),
             ConfigError::Weight(weight) => write!(f, "weight = {weight}: must be 1 to {WEIGHT_MAX}"),
-            ConfigError::Cpu(cpu) => write!(f, "cpu = {cpu:?}: must be {CPU_HOST:?}"),
+            ConfigError::Cpu(cpu) => {
+                write!(f, "cpu = {cpu:?}: must be one of")?;
+                MODELS.iter().try_for_each(|model| write!(f, " {:?}", model.name))
+            }
             ConfigError::CommandLine { key } => write!(f, "{key}: a command line holds a zero byte"),
         }
     }
@@ -167,7 +171,7 @@ pub fn validate<'a>(vm: &VmConfig, earlier: impl IntoIterator<Item = &'a str>, b
     if vm.weight == 0 || vm.weight > WEIGHT_MAX {
         return Err(ConfigError::Weight(vm.weight));
     }
-    if vm.cpu != CPU_HOST {
+    if Model::by_name(&vm.cpu).is_none() {
         return Err(ConfigError::Cpu(vm.cpu.clone()));
     }
     if vm.cmdline.contains('\0') {

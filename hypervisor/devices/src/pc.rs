@@ -158,18 +158,13 @@ impl Chipset for Pc {
         }
     }
 
-    fn port_read_byte(&mut self, now: Tsc, port: u16) -> u8 {
-        self.advance(now);
-        if let Some((device, offset)) = self.ports.find(port)
-            && let Some(value) = self.read_frequent(device, (offset & 0xff) as u8)
-        {
-            return value;
+    fn port_peek(&mut self, now: Tsc, port: u16) -> Option<u8> {
+        if now.0 >= self.deadline {
+            return None;
         }
-        let mut data = [0];
-        if !self.read_port(port, &mut data) {
-            self.count_unclaimed();
-        }
-        data[0]
+        self.now = self.now.max(now);
+        let (device, offset) = self.ports.find(port)?;
+        self.read_frequent(device, (offset & 0xff) as u8)
     }
 
     fn port_write(&mut self, now: Tsc, port: u16, data: &[u8]) -> Signal {

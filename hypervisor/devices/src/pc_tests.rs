@@ -371,6 +371,37 @@ fn wide_accesses_to_narrow_devices_are_several_narrow_ones() {
 }
 
 #[test]
+fn a_peek_reads_what_a_read_reads_and_changes_nothing() {
+    let mut pc = pc();
+    let mut peeked = 0;
+    // Between two looks, time passes and both counters and the serial port are at work.
+    let _ = pc.port_write(Tsc(10), 0x43, &[0x34]);
+    let _ = pc.port_write(Tsc(11), 0x40, &[0x10]);
+    let _ = pc.port_write(Tsc(12), 0x40, &[0x27]);
+    let _ = pc.port_write(Tsc(13), 0x3f8, &[b'x']);
+    for (now, port) in (1_000u64..).step_by(7).map(Tsc).zip(0..=u16::MAX) {
+        let mut read = pc.clone();
+        let Some(value) = pc.port_peek(now, port) else { continue };
+        let mut data = [0];
+        read.port_read(now, port, &mut data);
+        assert_eq!(data, [value], "{port:#x}");
+        assert_eq!(
+            (pc.next_deadline(), pc.interrupt_pending(), pc.has_output(), pc.unclaimed()),
+            (read.next_deadline(), read.interrupt_pending(), read.has_output(), read.unclaimed()),
+            "{port:#x}"
+        );
+        peeked += 1;
+    }
+    assert!(peeked >= 6, "{peeked}");
+    // A timer that is due has to be served first.
+    let due = pc.next_deadline().unwrap();
+    assert_eq!(pc.port_peek(due, 0x61), None);
+    // So does a poll command, whose answer acknowledges, and an overrun that a read clears.
+    let _ = pc.port_write(Tsc(1_000_000), 0x20, &[0x0c]);
+    assert_eq!(pc.port_peek(Tsc(1_000_000), 0x21), None);
+}
+
+#[test]
 fn what_nobody_answers_is_all_ones_and_counted() {
     let mut rig = Rig::new();
     let mut data = [0; 4];

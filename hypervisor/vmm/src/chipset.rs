@@ -127,11 +127,11 @@ pub trait Chipset: Sized {
     /// IN from `port`. Where no device answers, all ones; counted in [`Chipset::unclaimed`].
     fn port_read(&mut self, now: Tsc, port: u16, data: &mut [u8]);
 
-    /// IN of one byte, the most frequent access. As [`Chipset::port_read`].
-    fn port_read_byte(&mut self, now: Tsc, port: u16) -> u8 {
-        let mut data = [0];
-        self.port_read(now, port, &mut data);
-        data[0]
+    /// IN of one byte from a register whose reading changes nothing that the run loop goes by, where that is quick to
+    /// tell; `None` where nothing was done, so that [`Chipset::port_read`] is to be asked.
+    fn port_peek(&mut self, now: Tsc, port: u16) -> Option<u8> {
+        let _ = (now, port);
+        None
     }
 
     /// OUT to `port`.

@@ -281,7 +281,7 @@ impl Counter {
                 // By twos, once for each half; an odd count starts from the even number below.
                 let phase = elapsed % count;
                 let half = count.div_ceil(2);
-                (count & !1) - 2 * (phase % half)
+                (count & !1) - 2 * if phase < half { phase } else { phase - half }
             }
             _ => {
                 // The others go on from the top.

@@ -122,14 +122,15 @@ impl<C: Chipset> Quick for Shortcut<'_, C> {
     #[inline(always)]
     fn port_in<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc, port: u16, width: Width) -> Answer {
         let now = Tsc(at.since(self.started));
-        if width == Width::B1 {
-            let value = self.chipset.port_read_byte(now, port);
+        if width == Width::B1
+            && let Some(value) = self.chipset.port_peek(now, port)
+        {
             io::finish_in(registers.gprs(), Width::B1, u64::from(value));
-        } else {
-            let mut data = [0; 8];
-            self.chipset.port_read(now, port, &mut data[..width.bytes()]);
-            io::finish_in(registers.gprs(), width, u64::from_le_bytes(data));
+            return Answer::Done;
         }
+        let mut data = [0; 8];
+        self.chipset.port_read(now, port, &mut data[..width.bytes()]);
+        io::finish_in(registers.gprs(), width, u64::from_le_bytes(data));
         self.unchanged()
     }
 

@@ -1,5 +1,6 @@
 //! Time as the processor counts it.
 
+use core::num::NonZeroU64;
 use core::ops::{Add, Sub};
 
 /// A reading of a time-stamp counter. Unit: ticks of that counter; whose counter (the machine's or a guest's, which
@@ -31,44 +32,47 @@ impl Sub<u64> for Tsc {
 
 /// The rate of a counter. Unit: ticks per second; never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Frequency(u64);
+pub struct Frequency(NonZeroU64);
 
 impl Frequency {
     /// A rate of `hz` ticks per second; 0 is taken as 1, so that no division by it can fail.
     pub const fn from_hz(hz: u64) -> Frequency {
-        Frequency(if hz == 0 { 1 } else { hz })
+        match NonZeroU64::new(hz) {
+            Some(hz) => Frequency(hz),
+            None => Frequency(NonZeroU64::MIN),
+        }
     }
 
     /// Ticks per second.
     pub const fn hz(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     /// How many whole ticks of a counter of rate `other` pass while this one counts `ticks`, rounded down. Saturates.
     pub const fn convert(self, ticks: u64, other: Frequency) -> u64 {
         // A division of 128 bits costs ten of these, and hours fit.
-        if let Some(product) = ticks.checked_mul(other.0) {
-            return product / self.0;
+        if let Some(product) = ticks.checked_mul(other.hz()) {
+            return product / self.hz();
         }
-        saturate(ticks as u128 * other.0 as u128 / self.0 as u128)
+        saturate(ticks as u128 * other.hz() as u128 / self.hz() as u128)
     }
 
     /// How many ticks of a counter of rate `other` must pass until this one has counted `ticks`, rounded up. Saturates.
     pub const fn convert_up(self, ticks: u64, other: Frequency) -> u64 {
-        if let Some(product) = ticks.checked_mul(other.0) {
-            return product.div_ceil(self.0);
+        if let Some(product) = ticks.checked_mul(other.hz()) {
+            return product.div_ceil(self.hz());
         }
-        saturate((ticks as u128 * other.0 as u128).div_ceil(self.0 as u128))
+        saturate((ticks as u128 * other.hz() as u128).div_ceil(self.hz() as u128))
     }
 
     /// Ticks in `nanoseconds`, rounded down.
     pub const fn ticks_in_ns(self, nanoseconds: u64) -> u64 {
-        Frequency(1_000_000_000).convert(nanoseconds, self)
+        Frequency::from_hz(1_000_000_000).convert(nanoseconds, self)
     }
 
     /// Nanoseconds in `ticks`, rounded down.
     pub const fn ns_in_ticks(self, ticks: u64) -> u64 {
-        self.convert(ticks, Frequency(1_000_000_000))
+        self.convert(ticks, Frequency::from_hz(1_000_000_000))
     }
 }
 

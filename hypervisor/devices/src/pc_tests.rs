@@ -378,7 +378,7 @@ fn a_peek_reads_what_a_read_reads_and_changes_nothing() {
     let _ = pc.port_write(Tsc(10), 0x43, &[0x34]);
     let _ = pc.port_write(Tsc(11), 0x40, &[0x10]);
     let _ = pc.port_write(Tsc(12), 0x40, &[0x27]);
-    let _ = pc.port_write(Tsc(13), 0x3f8, &[b'x']);
+    let _ = pc.port_write(Tsc(13), 0x3f8, b"x");
     for (now, port) in (1_000u64..).step_by(7).map(Tsc).zip(0..=u16::MAX) {
         let mut read = pc.clone();
         let Some(value) = pc.port_peek(now, port) else { continue };

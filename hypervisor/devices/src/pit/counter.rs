@@ -123,20 +123,16 @@ impl Counter {
             return status;
         }
         let [low, high] = self.latched_count.unwrap_or_else(|| self.value(tick)).to_le_bytes();
-        let first_of_two = self.access == Access::LowThenHigh && !self.read_high;
-        let byte = match self.access {
-            Access::Low => low,
-            Access::High => high,
-            Access::LowThenHigh if first_of_two => low,
-            Access::LowThenHigh => high,
-        };
-        if first_of_two {
-            self.read_high = true;
-        } else {
-            self.read_high = false;
-            self.latched_count = None;
+        match (self.access, self.read_high) {
+            (Access::LowThenHigh, false) => {
+                self.read_high = true;
+                return low;
+            }
+            (Access::LowThenHigh, true) => self.read_high = false,
+            _ => {}
         }
-        byte
+        self.latched_count = None;
+        if self.access == Access::Low { low } else { high }
     }
 
     /// Writes the next byte of the count.

@@ -106,8 +106,9 @@ impl<C: Chipset> Quick for Shortcut<'_, C> {
         let (index, value) = (gprs.get32(Gpr::Rcx), gprs.edx_eax());
         let now = Tsc(at.since(self.started));
         let written = match index {
-            // What is there already changes nothing.
+            // What is there already changes nothing; what does change is shown by CPUID too.
             msr::IA32_APIC_BASE if self.chipset.msr_read(now, index) == Ok(value) => return Answer::Done,
+            msr::IA32_APIC_BASE => return Answer::Refused,
             msr::IA32_TSC_DEADLINE => msrs::write_deadline(self.chipset, self.msrs.tsc_adjust, now, value),
             _ if msrs::is_apic(index) => self.chipset.msr_write(now, index, value),
             // These move the TSC, or are the vCPU's.

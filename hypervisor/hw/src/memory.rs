@@ -114,6 +114,7 @@ pub fn ram(regions: &[Region]) -> Vec<(Hpa, Hpa)> {
 ///
 /// # Panics
 /// Where `hpa` is beyond every address that the direct map can hold: a bug of ours.
+#[inline]
 pub fn direct(hpa: Hpa) -> *mut u8 {
     assert!(hpa.0 < DIRECT_MAP_SIZE, "{hpa:?} is beyond the direct map");
     core::ptr::with_exposed_provenance_mut(direct_index(DIRECT_MAP + hpa.0))

@@ -18,7 +18,7 @@ use lamina_arch::addr::{Gpa, Hpa, PAGE_2M, PAGE_4K};
 use serde::{Deserialize, Serialize};
 
 use self::lazy::Lazy;
-use crate::frames::{FramePool, FrameSize};
+use crate::frames::{FramePool, FrameSize, STOCK_LOW};
 use crate::host::HostMemory;
 use crate::layout::{
     ABOVE_4G, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HIGH_MEMORY, LOW_MEMORY_END, OPTION_ROMS, PCI_HOLE,
@@ -397,6 +397,18 @@ impl GuestMemory {
             Some(hpa) => Touched::Backed { gpa: gpa.align_down(PAGE_4K), hpa, size: FrameSize::Size4K },
             None => Touched::NoFrame,
         }
+    }
+
+    /// The same, where it takes a page of the stock and no more: the page's address and frame. `None` for all else, of
+    /// which nothing has changed then.
+    pub fn touch_page(&mut self, host: &mut impl HostMemory, gpa: Gpa) -> Option<(Gpa, Hpa)> {
+        let lazy = self.lazy.as_mut()?;
+        let is_memory = self.regions.iter().any(|region| region.holds(gpa, 1));
+        // Whoever fills the stock is asked in time.
+        if !is_memory || host.stock().len() <= STOCK_LOW || lazy.large(gpa).is_some() || lazy.wants_large(gpa) {
+            return None;
+        }
+        Some((gpa.align_down(PAGE_4K), lazy.back(host, gpa)?))
     }
 
     /// Whether pages are backed on first touch, so that cleared frames must be at hand while the guest runs.

@@ -5,7 +5,7 @@
 //! next entry.
 
 use alloc::string::String;
-use lamina_arch::addr::Hpa;
+use lamina_arch::addr::{Gpa, Hpa};
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
 use lamina_arch::exit::{Exit, Kind, Width};
@@ -34,6 +34,8 @@ pub struct UnknownLength;
 pub enum Answer {
     /// It is done: go past the instruction and enter the guest again.
     Done,
+    /// It is done: enter the guest again where it is.
+    Again,
     /// It is done: go past the instruction and return [`Ran::Look`].
     Look,
     /// Nothing was done: return it as [`Ran::Exit`].
@@ -72,6 +74,10 @@ pub trait Quick {
 
     /// OUT with AL, AX or EAX.
     fn port_out<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc, port: u16, width: Width) -> Answer;
+
+    /// An access to guest-physical `gpa` that the nested tables do not map, which was no part of an event's delivery.
+    /// [`Answer::Again`] where it is to be tried again.
+    fn touch(&mut self, gpa: Gpa) -> Answer;
 
     /// An exit that was answered took `ticks` in the hypervisor.
     fn account(&mut self, kind: Kind, ticks: u64);

@@ -64,7 +64,7 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) memory: GuestMemory,
     /// It started in firmware.
     pub(crate) firmware: bool,
-    tables: NestedTables<V::Nested>,
+    pub(crate) tables: NestedTables<V::Nested>,
     pub(crate) cpuid: Cpuid,
     pub(crate) msrs: Msrs,
     /// The machine's TSC when the VM started.

@@ -169,11 +169,13 @@ pub fn decode(c: &Captured) -> Exit {
     }
 }
 
+/// Exit qualification of an EPT violation, and interruption information: an IRET had unblocked NMIs.
+pub const UNBLOCKED_NMI: u64 = 1 << 12;
+
 /// Whether the exit came out of an IRET that had unblocked NMIs before it faulted, so that they are to be blocked again
 /// (SDM vol. 3, "Information for VM Exits Due to Vectored Events": "NMI unblocking due to IRET"). Undefined, so not
 /// looked at, behind an event's delivery and for double faults.
 pub const fn unblocked_nmi(c: &Captured) -> bool {
-    const UNBLOCKED: u64 = 1 << 12;
     if c.idt_vectoring & interruption::VALID != 0 {
         return false;
     }
@@ -181,9 +183,9 @@ pub const fn unblocked_nmi(c: &Captured) -> bool {
         reason::EXCEPTION_OR_NMI => {
             c.interruption & interruption::VALID != 0
                 && c.interruption & 0xff != vector::DF as u32
-                && c.interruption as u64 & UNBLOCKED != 0
+                && c.interruption as u64 & UNBLOCKED_NMI != 0
         }
-        reason::EPT_VIOLATION => c.qualification & UNBLOCKED != 0,
+        reason::EPT_VIOLATION => c.qualification & UNBLOCKED_NMI != 0,
         _ => false,
     }
 }

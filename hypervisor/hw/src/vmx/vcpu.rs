@@ -9,7 +9,7 @@ use alloc::string::String;
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-use lamina_arch::addr::Hpa;
+use lamina_arch::addr::{Gpa, Hpa};
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::{Direction, Kind};
@@ -21,6 +21,7 @@ use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
 use lamina_arch::vmx::exit::{self, Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
 use lamina_arch::vmx::field;
+use lamina_arch::vmx::interruption::VALID;
 use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
@@ -203,6 +204,7 @@ const CPUID: u32 = exit::reason::CPUID as u32;
 const RDMSR: u32 = exit::reason::RDMSR as u32;
 const WRMSR: u32 = exit::reason::WRMSR as u32;
 const IO: u32 = exit::reason::IO as u32;
+const EPT_VIOLATION: u32 = exit::reason::EPT_VIOLATION as u32;
 
 /// IN and OUT, but no strings. VMREADs: the qualification.
 #[inline(always)]
@@ -216,6 +218,18 @@ fn port_access<Q: Quick>(registers: &mut InGuest<'_>, at: Tsc, quick: &mut Q) ->
         Some((port, width, Direction::Out)) => quick.port_out(registers, at, port, width),
         None => Answer::Refused,
     }
+}
+
+/// The first touch of a page, which is tried again. Not where an event's delivery touched it, or an IRET that unblocked
+/// NMIs: there is more to do then. VMREADs: interrupted event, qualification, guest-physical address.
+#[inline(always)]
+fn touch<Q: Quick>(vmcs: &Current<'_>, quick: &mut Q) -> Answer {
+    let event = vmcs.read_on(field::IDT_VECTORING_INFORMATION);
+    let qualification = vmcs.read_on(field::EXIT_QUALIFICATION);
+    if event & VALID != 0 || qualification & exit::UNBLOCKED_NMI != 0 {
+        return Answer::Refused;
+    }
+    quick.touch(Gpa(vmcs.read_on(field::GUEST_PHYSICAL_ADDRESS)))
 }
 
 /// Past the instruction that exited, as [`Vcpu::advance`] does it in the common case: nothing else than RIP changes;
@@ -312,12 +326,13 @@ impl Vcpu for VmxVcpu {
                 RDMSR => (quick.rdmsr(registers, at), Kind::Rdmsr),
                 WRMSR => (quick.wrmsr(registers, at), Kind::Wrmsr),
                 IO => (port_access(registers, at, quick), Kind::Io),
+                EPT_VIOLATION => (touch(&vmcs, quick), Kind::Nested),
                 _ => break reason,
             };
             if answer == Answer::Refused {
                 break reason;
             }
-            if !step(&mut vmcs) {
+            if answer != Answer::Again && !step(&mut vmcs) {
                 self.step_carefully();
                 vmcs = self.vmcs.current();
             }

@@ -7,8 +7,10 @@
 //! deadline, a waiting interrupt, bytes for the console) asks for the loop to look.
 //!
 //! What an exit costs here beside its instructions, under VMX: 5 VMREADs (reason, length, RIP, RFLAGS,
-//! interruptibility; 6 with a port's qualification) and 2 VMWRITEs (RIP, timer). No MSR is touched.
+//! interruptibility; 6 with a port's qualification) and 2 VMWRITEs (RIP, timer). No MSR is touched. The first touch of a
+//! page costs 4 VMREADs (reason, interrupted event, qualification, guest-physical address) and 1 VMWRITE (timer).
 
+use lamina_arch::addr::Gpa;
 use lamina_arch::exit::{Kind, Width};
 use lamina_arch::hypercall as abi;
 use lamina_arch::msr;
@@ -18,17 +20,23 @@ use lamina_arch::time::Tsc;
 use super::{io, msr as msrs};
 use crate::chipset::{Chipset, Signal};
 use crate::cpuid::Cpuid;
+use crate::host::HostMemory;
+use crate::memory::GuestMemory;
 use crate::msr::Msrs;
-use crate::vcpu::{Answer, Quick, QuickRegisters};
-use crate::vm::Counters;
+use crate::nested::{Access, EntryFormat, NestedTables};
+use crate::vcpu::{Answer, Quick, QuickRegisters, Vcpu};
+use crate::vm::{Counters, Vm};
 
 /// The part of a VM that the short way may touch, and what it left to do.
 #[derive(Debug)]
-pub struct Shortcut<'a, C> {
+pub struct Shortcut<'a, C, F, H> {
     chipset: &'a mut C,
     cpuid: &'a Cpuid,
     msrs: &'a mut Msrs,
     counters: &'a mut Counters,
+    memory: &'a mut GuestMemory,
+    tables: &'a mut NestedTables<F>,
+    host: &'a mut H,
     /// The machine's TSC when the VM started.
     started: Tsc,
     /// What the run loop went by: when a timer is due, and whether an interrupt waits.
@@ -40,17 +48,16 @@ pub struct Shortcut<'a, C> {
     nmi: bool,
 }
 
-impl<'a, C: Chipset> Shortcut<'a, C> {
-    /// Over these parts of a VM, from an entry on.
-    pub fn new(
-        chipset: &'a mut C,
-        cpuid: &'a Cpuid,
-        msrs: &'a mut Msrs,
-        counters: &'a mut Counters,
-        started: Tsc,
-    ) -> Self {
+impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
+    /// The virtual processor of `vm`, and beside it all that the short way may touch, from an entry on.
+    pub fn split<V: Vcpu<Nested = F>>(vm: &'a mut Vm<V, C>, host: &'a mut H) -> (&'a mut V, Self) {
+        let Vm { vcpu, chipset, cpuid, msrs, counters, memory, tables, started, .. } = vm;
         let (deadline, pending) = (chipset.next_deadline(), chipset.interrupt_pending());
-        Shortcut { chipset, cpuid, msrs, counters, started, deadline, pending, signal: Signal::None, nmi: false }
+        let started = *started;
+        let (signal, nmi) = (Signal::None, false);
+        let shortcut =
+            Shortcut { chipset, cpuid, msrs, counters, memory, tables, host, started, deadline, pending, signal, nmi };
+        (vcpu, shortcut)
     }
 
     /// What is left to do: a device's signal, and whether an NMI has come up.
@@ -70,7 +77,7 @@ impl<'a, C: Chipset> Shortcut<'a, C> {
     }
 }
 
-impl<C: Chipset> Quick for Shortcut<'_, C> {
+impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> {
     #[inline(always)]
     fn cpuid<R: QuickRegisters>(&mut self, registers: &mut R) -> Answer {
         super::answer_cpuid(self.cpuid, registers);
@@ -141,6 +148,13 @@ impl<C: Chipset> Quick for Shortcut<'_, C> {
         let data = registers.gprs().get(Gpr::Rax).to_le_bytes();
         self.signal = self.chipset.port_write(now, port, &data[..width.bytes()]);
         if self.signal == Signal::None { self.unchanged() } else { Answer::Look }
+    }
+
+    #[inline(always)]
+    fn touch(&mut self, gpa: Gpa) -> Answer {
+        let backed = self.memory.touch_page(self.host, gpa);
+        let mapped = backed.is_some_and(|(page, frame)| self.tables.map_absent(self.host, page, frame, Access::RWX));
+        if mapped { Answer::Again } else { Answer::Refused }
     }
 
     #[inline(always)]

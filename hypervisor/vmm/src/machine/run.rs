@@ -101,7 +101,7 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             continue;
         }
         deliver(vm);
-        let exit = match enter(vm, deadline) {
+        let exit = match enter(vm, around.host, deadline) {
             Ok((Ran::Exit(exit), ..)) => exit,
             Ok((Ran::Look, signal)) => {
                 last = None;
@@ -190,9 +190,13 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
 }
 
 /// Enters the guest, with the short way at hand; also what a device asked for on it.
-fn enter<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, deadline: Tsc) -> Result<(Ran, Signal), EntryFailure> {
-    let mut shortcut = Shortcut::new(&mut vm.chipset, &vm.cpuid, &mut vm.msrs, &mut vm.counters, vm.started);
-    let ran = vm.vcpu.run(deadline, &mut shortcut)?;
+fn enter<H: Host, C: Chipset>(
+    vm: &mut Vm<H::Vcpu, C>,
+    host: &mut H,
+    deadline: Tsc,
+) -> Result<(Ran, Signal), EntryFailure> {
+    let (vcpu, mut shortcut) = Shortcut::split(vm, host);
+    let ran = vcpu.run(deadline, &mut shortcut)?;
     let (signal, nmi) = shortcut.left();
     vm.nmi_waits |= nmi;
     Ok((ran, signal))

@@ -330,10 +330,13 @@ impl FakeVcpu {
             Exit::Io(IoExit { port, width, direction: Direction::Out, string: None }) => {
                 quick.port_out(registers, at, port, width)
             }
+            Exit::NestedFault(fault) => quick.touch(fault.gpa),
             _ => Answer::Refused,
         };
         if answer != Answer::Refused {
             quick.account(exit.kind(), 0);
+        }
+        if matches!(answer, Answer::Done | Answer::Look) {
             let advanced = self.advance();
             assert!(advanced.is_ok(), "the length is told");
         }
@@ -398,7 +401,7 @@ impl Vcpu for FakeVcpu {
             self.length = Some(step.length);
             match step.outcome {
                 Outcome::Exit(exit) => match self.offer(&exit, quick) {
-                    Answer::Done => {}
+                    Answer::Done | Answer::Again => {}
                     Answer::Look => return Ok(Ran::Look),
                     Answer::Refused => return Ok(Ran::Exit(exit)),
                 },

@@ -13,13 +13,16 @@ mod debian_reboot;
 mod demo;
 mod dying_beside_living;
 mod exit_statuses;
+mod firmware_linux;
 mod fpu_pair;
 mod fuzz;
 mod greeter;
+mod grub_multiboot;
 mod hello;
 mod hello_status;
 mod hog;
 mod hog_beside_ticker;
+mod ipxe;
 mod lazy;
 mod memtest_ia32;
 mod memtest_x64;
@@ -64,6 +67,9 @@ fn main() {
         lazy::SCENARIO,
         demo::SCENARIO,
         seabios::SCENARIO,
+        ipxe::SCENARIO,
+        grub_multiboot::SCENARIO,
+        firmware_linux::SCENARIO,
         debian_power_off::SCENARIO,
         debian_reboot::SCENARIO,
         debian_beside_hog::SCENARIO,

@@ -62,6 +62,11 @@ impl Ide {
         self.channel(which).read_data(data);
     }
 
+    /// How many bytes the data register gives before the drive has something to say. Unit: bytes.
+    pub fn ready(&self, which: Which) -> usize {
+        self.channels[which as usize].ready()
+    }
+
     /// Writes the data register.
     pub fn write_data(&mut self, which: Which, data: &[u8]) {
         self.channel(which).write_data(data);

@@ -209,3 +209,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_ready_can_be_read_at_once() {
+    let read = [0xa8, 0, 0, 0, 0, 2, 0, 0, 0, 2];
+    let (mut one, mut other) = (ide(), ide());
+    assert_eq!(one.ready(CD), 0);
+    for ide in [&mut one, &mut other] {
+        packet(ide, 2048, &read);
+        assert_eq!(ide.ready(CD), 2048);
+    }
+    let mut block = vec![0; 2048];
+    one.read_data(CD, &mut block);
+    assert_eq!(block, words(&mut other, 2048));
+    assert!(one.irq(CD) && one == other, "the next block is ready, and says so");
+}

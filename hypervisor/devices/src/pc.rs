@@ -167,6 +167,11 @@ impl Chipset for Pc {
         self.read_frequent(device, (offset & 0xff) as u8)
     }
 
+    fn port_read_block(&mut self, now: Tsc, port: u16, width: usize, data: &mut [u8]) -> usize {
+        self.advance(now);
+        self.read_block(port, width, data)
+    }
+
     fn port_write(&mut self, now: Tsc, port: u16, data: &[u8]) -> Signal {
         self.advance(now);
         self.write_port(port, data).unwrap_or_else(|| {

@@ -134,6 +134,13 @@ pub trait Chipset: Sized {
         None
     }
 
+    /// Several INs from `port` at once, of `width` bytes each, as far as they can be told from one after the other by
+    /// nobody: how many bytes of `data` were filled, a multiple of `width`; 0 where they are to be made singly.
+    fn port_read_block(&mut self, now: Tsc, port: u16, width: usize, data: &mut [u8]) -> usize {
+        let _ = (now, port, width, data);
+        0
+    }
+
     /// OUT to `port`.
     fn port_write(&mut self, now: Tsc, port: u16, data: &[u8]) -> Signal;
 

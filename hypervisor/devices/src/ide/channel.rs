@@ -143,6 +143,14 @@ impl Channel {
         }
     }
 
+    /// How much of the block is left that [`Channel::read_data`] gives.
+    pub fn ready(&self) -> usize {
+        match self.phase {
+            Phase::Data { at, block, .. } if self.present() => usize::try_from(block - at).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     pub fn read_data(&mut self, data: &mut [u8]) {
         data.fill(0);
         let Phase::Data { source, at, block, end, limit } = self.phase else { return };

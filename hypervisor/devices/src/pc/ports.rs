@@ -124,6 +124,19 @@ impl Pc {
         value.is_some()
     }
 
+    /// What a drive has ready, up to the end of its block: there its status changes, and its interrupt rises.
+    pub(super) fn read_block(&mut self, port: u16, width: usize, data: &mut [u8]) -> usize {
+        let Some((Port::Ide(which), 0)) = self.find(port) else { return 0 };
+        let Some(ide) = &mut self.ide else { return 0 };
+        let ready = ide.ready(which).min(data.len());
+        let length = ready - ready.checked_rem(width).unwrap_or(ready);
+        if length != 0 {
+            ide.read_data(which, &mut data[..length]);
+            self.ide_changed();
+        }
+        length
+    }
+
     /// OUT. `None` where no device answers any byte of it.
     pub(super) fn write_port(&mut self, port: u16, data: &[u8]) -> Option<Signal> {
         let Some((device, offset)) = self.find(port) else { return self.write_bytes(port, data) };

@@ -298,6 +298,10 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
         self.vm.chipset.port_read(self.now, port, data);
     }
 
+    fn port_read_block(&mut self, port: u16, width: Width, data: &mut [u8]) -> usize {
+        self.vm.chipset.port_read_block(self.now, port, width.bytes(), data)
+    }
+
     fn port_write(&mut self, port: u16, data: &[u8]) {
         let signal = self.vm.chipset.port_write(self.now, port, data);
         if self.ended.is_none() {

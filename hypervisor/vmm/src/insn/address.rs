@@ -21,6 +21,13 @@ pub struct Place {
     head: usize,
 }
 
+impl Place {
+    /// Where its first byte is.
+    pub(super) const fn start(&self) -> Gpa {
+        self.first
+    }
+}
+
 /// The fault of an access that a segment does not allow.
 pub fn segment_fault(segment: SegmentName) -> GuestFault {
     let vector = if segment == SegmentName::Ss { vector::SS } else { vector::GP };

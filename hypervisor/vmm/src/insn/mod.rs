@@ -97,7 +97,7 @@ pub trait Processor {
     /// Reads up to 32 bytes within a page: memory, a device, or open bus.
     fn load(&mut self, from: Gpa, data: &mut [u8]);
 
-    /// Writes up to 32 bytes within a page: memory, a device, or open bus.
+    /// Writes up to 32 bytes within a page, or a block that a device gave: memory, a device, or open bus.
     fn store(&mut self, to: Gpa, data: &[u8]);
 
     /// Whether the processor has checked that the guest may make this access to a port: whether this is what exited.
@@ -105,6 +105,13 @@ pub trait Processor {
 
     /// IN.
     fn port_read(&mut self, port: u16, data: &mut [u8]);
+
+    /// Several INs of `width` bytes from the same port, where nobody can tell them from that: how many bytes of `data`
+    /// were filled, a multiple of `width`.
+    fn port_read_block(&mut self, port: u16, width: Width, data: &mut [u8]) -> usize {
+        let _ = (port, width, data);
+        0
+    }
 
     /// OUT.
     fn port_write(&mut self, port: u16, data: &[u8]);

@@ -1,6 +1,7 @@
 //! String instructions, those with ports too (SDM vol. 1, "String Operations"; vol. 2, "REP/REPE/REPZ/REPNE/REPNZ").
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use lamina_arch::addr::PAGE_4K;
 use lamina_arch::cr::Rflags;
 use lamina_arch::exit::{Direction, Width};
 use lamina_arch::regs::Gpr;
@@ -11,6 +12,9 @@ use super::{Context, Done, Outcome, Processor, Refused, alu};
 
 /// Most iterations that are done at a time, so that interrupts come in between.
 pub const ITERATIONS: u32 = 64;
+
+/// Most bytes that an INS takes from a device at once: a block of a CD. Unit: bytes.
+const BLOCK: usize = 2048;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Operation {
@@ -89,6 +93,14 @@ impl<P: Processor> Context<'_, P> {
         let compares = matches!(operation, Operation::Cmps | Operation::Scas);
         let stepped = self.flags().contains(Rflags::TF);
         let mut count = self.low(Gpr::Rcx, index);
+        if operation == Operation::Ins {
+            let done = self.ins_block(width, index, count)?;
+            if done != 0 {
+                count -= done;
+                self.set_low(Gpr::Rcx, index, count);
+                return Ok(if count == 0 { self.advance() } else { Done::Again });
+            }
+        }
         for _ in 0..ITERATIONS {
             if count == 0 {
                 return Ok(self.advance());
@@ -108,6 +120,33 @@ impl<P: Processor> Context<'_, P> {
             }
         }
         Ok(if count == 0 { self.advance() } else { Done::Again })
+    }
+
+    /// As many of the `count` iterations of a forward INS as are in one page and the device has ready: how many were
+    /// done. This is how software reads disks, a sector at a time.
+    fn ins_block(&mut self, width: Width, index: Width, count: u64) -> Result<u64, Refused> {
+        if count < 2 || self.flags().contains(Rflags::DF) {
+            return Ok(0);
+        }
+        let port = self.port(Direction::In, width)?;
+        let offset = self.low(Gpr::Rdi, index);
+        let first = self.place(SegmentName::Es, offset, width.bytes(), true)?;
+        let size = width.bytes();
+        let in_page = usize::try_from(PAGE_4K - first.start().offset_in(PAGE_4K)).unwrap_or(0);
+        let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+        let length = wanted.min(BLOCK / size).min(in_page / size) * size;
+        // Behind the end of the segment, or of the offsets, an iteration faults or wraps: those are done singly.
+        let in_reach = offset.checked_add(length as u64).is_some_and(|end| end <= index.mask());
+        if length <= size || !in_reach || self.linear(SegmentName::Es, offset, length, true).is_err() {
+            return Ok(0);
+        }
+        let mut data = [0; BLOCK];
+        let done = self.processor.port_read_block(port, width, &mut data[..length]).min(length);
+        if done != 0 {
+            self.processor.store(first.start(), &data[..done]);
+            self.set_low(Gpr::Rdi, index, offset + done as u64);
+        }
+        Ok((done / size) as u64)
     }
 
     /// One iteration. Both places are found before either is used.

@@ -69,6 +69,8 @@ pub struct Machine {
     /// Iterations until something else must happen.
     pub patience: u32,
     pub ports_allowed: bool,
+    /// Bytes that the device behind the ports gives at once.
+    pub ready: usize,
 }
 
 impl Machine {
@@ -105,6 +107,7 @@ impl Machine {
             pages: BTreeMap::new(),
             patience: u32::MAX,
             ports_allowed: true,
+            ready: 0,
         }
     }
 
@@ -319,6 +322,16 @@ impl Processor for Machine {
     fn port_read(&mut self, port: u16, data: &mut [u8]) {
         self.seen.push(Seen::In(port, data.len()));
         data.fill(u8::try_from(self.seen.len() & 0xff).unwrap());
+    }
+
+    fn port_read_block(&mut self, port: u16, width: Width, data: &mut [u8]) -> usize {
+        let length = self.ready.min(data.len()) / width.bytes() * width.bytes();
+        if length != 0 {
+            self.seen.push(Seen::In(port, length));
+            data[..length].iter_mut().zip(1u8..).for_each(|(byte, value)| *byte = value);
+        }
+        self.ready -= length;
+        length
     }
 
     fn port_write(&mut self, port: u16, data: &[u8]) {

@@ -212,3 +212,46 @@ fn a_port_that_was_not_checked_is_not_touched() {
         assert_eq!((machine.gprs, &machine.seen), (before.gprs, &before.seen));
     }
 }
+
+#[test]
+fn a_device_gives_ins_all_that_it_has_ready_within_a_page() {
+    let code = |bits| bytes(bits, |a| a.rep().insw());
+    let start = |at: u64, count, ready| {
+        let mut machine = setup(64, 0, at, count);
+        machine.set(Gpr::Rdx, PORT.into());
+        machine.ready = ready;
+        machine
+    };
+    // Less than was asked for, and then the rest singly.
+    let mut machine = start(0x1000, 12, 20);
+    assert_eq!(machine.run_bytes(&code(64)), Ok(Done::Again));
+    assert_eq!((machine.get(Gpr::Rdi), machine.get(Gpr::Rcx)), (0x1014, 2));
+    assert_eq!(machine.memory[0x1000..0x1014], core::array::from_fn::<u8, 20, _>(|n| u8::try_from(n).unwrap() + 1));
+    assert_eq!(machine.run(), Ok(Done::Advance(3)));
+    assert_eq!(machine.seen, [Seen::In(PORT, 20), Seen::In(PORT, 2), Seen::In(PORT, 2)]);
+    // All of it, though more is there.
+    let mut machine = start(0x1000, 12, 100);
+    assert_eq!(machine.run_bytes(&code(64)), Ok(Done::Advance(3)));
+    assert_eq!((machine.get(Gpr::Rdi), machine.get(Gpr::Rcx), machine.ready), (0x1018, 0, 76));
+    // Up to the end of a page, and nothing that is torn by it.
+    let mut machine = start(0x1ffb, 8, 100);
+    assert_eq!(machine.run_bytes(&code(64)), Ok(Done::Again));
+    assert_eq!((machine.get(Gpr::Rdi), machine.seen.as_slice()), (0x1fff, &[Seen::In(PORT, 4)][..]));
+    // Backwards, and across the end of a segment, singly.
+    let mut machine = start(0x1000, 2, 100);
+    machine.flags |= Rflags::DF;
+    assert_eq!(machine.run_bytes(&code(64)), Ok(Done::Advance(3)));
+    assert_eq!(machine.seen, [Seen::In(PORT, 2), Seen::In(PORT, 2)]);
+    let mut machine = Machine::real();
+    machine.set(Gpr::Rdi, 0xfffc);
+    machine.set(Gpr::Rcx, 3);
+    machine.set(Gpr::Rdx, PORT.into());
+    machine.ready = 100;
+    assert_eq!(machine.run_bytes(&code(16)), Ok(Done::Advance(2)));
+    assert_eq!((machine.get(Gpr::Rdi) & 0xffff, machine.ready), (2, 100));
+    // Nothing is taken from the device where the page faults.
+    let mut machine = start(0x3000, 8, 100);
+    machine.pages.insert(3, Page::Absent);
+    assert_eq!(machine.run_bytes(&code(64)), Err(Refused::Fault(GuestFault::page_fault(0x3000, 2))));
+    assert_eq!((machine.seen.len(), machine.ready), (0, 100));
+}

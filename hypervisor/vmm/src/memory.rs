@@ -26,6 +26,7 @@ use crate::layout::{
 use crate::nested::{Access, EntryFormat, Flush, MapError, NestedTables, TableFrames};
 
 mod lazy;
+mod owned;
 
 /// When memory is backed by frames of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -424,38 +425,6 @@ impl GuestMemory {
     /// Memory that is backed. Unit: bytes.
     pub fn backed(&self) -> u64 {
         self.lazy.as_ref().map_or(self.size, Lazy::backed)
-    }
-
-    /// What may be mapped as one page at `gpa` (aligned to `size`): the frame and the most that the guest may do there.
-    /// `None` where no such page may be.
-    pub fn mapping(&self, host: &impl HostMemory, gpa: Gpa, size: FrameSize) -> Option<(Hpa, Access)> {
-        let page = Region { start: gpa, length: size.bytes() };
-        let inside = |extent: &Extent| {
-            let whole = Region { start: extent.gpa, length: extent.length };
-            whole.holds(page.start, page.length).then(|| extent.hpa + (gpa - extent.gpa))
-        };
-        if let Some(rom) = self.roms.iter().find_map(|(extent, access)| Some((inside(extent)?, *access))) {
-            return Some(rom);
-        }
-        if !self.is_memory(gpa, page.length) {
-            return None;
-        }
-        let frame = match (&self.lazy, size) {
-            (None, _) => self.extents.iter().find_map(inside),
-            (Some(lazy), FrameSize::Size4K) => lazy.find(host, gpa),
-            (Some(lazy), FrameSize::Size2M) => lazy.large(gpa),
-            (Some(_), FrameSize::Size1G) => None,
-        };
-        frame.map(|frame| (frame, Access::RWX))
-    }
-
-    /// Every frame of the machine that is this VM's memory or keeps its directory, with what may be mapped there; the
-    /// directory's frames may be mapped nowhere.
-    pub fn owned<'a, M: HostMemory>(&'a self, host: &'a M) -> impl Iterator<Item = (Option<Gpa>, Hpa, FrameSize)> + 'a {
-        let lazy = self.lazy.iter().flat_map(move |lazy| lazy.frames(host));
-        let mapped = self.frames.iter().copied().chain(lazy).map(|(gpa, hpa, size)| (Some(gpa), hpa, size));
-        let directories = self.lazy.iter().flat_map(Lazy::directories);
-        mapped.chain(directories.map(|hpa| (None, hpa, FrameSize::Size4K)))
     }
 
     /// The size that the VM was given. Unit: bytes.

@@ -11,6 +11,7 @@ mod debian_i386_pae;
 mod debian_power_off;
 mod debian_reboot;
 mod demo;
+mod diff;
 mod dying_beside_living;
 mod exit_statuses;
 mod firmware_linux;
@@ -52,6 +53,8 @@ fn main() {
         outside::SCENARIO,
         exit_statuses::SCENARIO,
         console::SCENARIO,
+        diff::SCENARIO,
+        diff::LONG,
         multiboot::SCENARIO,
         dying_beside_living::SCENARIO,
         hog_beside_ticker::SCENARIO,

@@ -167,6 +167,7 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], audience: Audi
             vga: vm.vga.as_ref().map(|vga| packed::Vga { bios: vga.bios.as_ref().map(blob) }),
             hpet: vm.hpet,
             fw_cfg: vm.fw_cfg.clone(),
+            trace: vm.trace,
         })
         .collect();
     Bundle { interactive: audience.terminal, screen: audience.screen, log: config.log, vms }

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::report::say;
-use crate::{bench, check, doctor, fuzz, image, run, testing};
+use crate::{bench, check, diff, doctor, fuzz, image, run, testing};
 
 /// Usage or configuration is wrong.
 const USAGE: u8 = 2;
@@ -44,6 +44,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Random privileged and device operations in a guest, from a seed
     Fuzz(fuzz::Arguments),
+    /// Run a guest on VMX and on SVM, and show the first thing that it sees differently
+    Diff(diff::Arguments),
 }
 
 /// Does what the command line says.
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
+        Command::Diff(arguments) => diff::command(&arguments),
     };
     result.unwrap_or_else(|error| {
         say(format_args!("error: {error:#}"));

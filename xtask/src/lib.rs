@@ -15,6 +15,7 @@ pub mod bundle;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod diff;
 pub mod doctor;
 pub mod fuzz;
 pub mod image;

@@ -19,7 +19,7 @@ pub use pack::{BundleError, blob_bytes, encode, parse};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
-pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x03";
+pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x04";
 /// Alignment of blobs. Unit: bytes.
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.
@@ -103,6 +103,9 @@ pub struct VmConfig {
     pub hpet: bool,
     /// Files that its firmware asks for, by name (at most [`FW_CFG_NAME_MAX`] bytes). They go before Lamina's own.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
+    /// How many records to make of what the guest sees of its exits (`crate::trace`); 0 to
+    /// [`crate::trace::RECORDS_MAX`].
+    pub trace: u32,
 }
 
 /// What a VM starts with: one of the two, never both.

@@ -32,6 +32,7 @@ pub mod msr;
 pub mod nested;
 pub mod sched;
 pub mod stop;
+pub mod trace;
 pub mod vcpu;
 pub mod vm;
 pub mod walk;

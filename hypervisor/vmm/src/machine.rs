@@ -13,6 +13,7 @@ mod plant;
 mod run;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -133,15 +134,11 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         self.host.handle_pending_interrupts();
         let now = self.host.now();
         self.serve_console(now);
+        self.show_records();
         if let Some(status) = self.status_at_end() {
             let status = if self.tell_violations() { STATUS_BAD } else { status };
             self.console.exit(status);
-            while self.console.has_output() {
-                self.console.drain(&mut |bytes| self.host.serial_write(bytes));
-                if self.console.has_output() {
-                    self.host.idle(None);
-                }
-            }
+            self.flush();
             return Some(status);
         }
         self.wake_due(now);
@@ -154,6 +151,16 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             }
         }
         None
+    }
+
+    /// Waits until everything that the console shows is on its way.
+    fn flush(&mut self) {
+        while self.console.has_output() {
+            self.console.drain(&mut |bytes| self.host.serial_write(bytes));
+            if self.console.has_output() {
+                self.host.idle(None);
+            }
+        }
     }
 
     /// Clears a few frames for VMs whose memory is backed on first touch, in time that nobody uses; false where nothing
@@ -222,6 +229,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         let slot = &mut self.slots[index];
         match core::mem::replace(&mut slot.state, State::Ended { intended: false }) {
             State::Alive(mut vm) => {
+                if traces::show(&mut self.console, &mut vm) {
+                    self.flush();
+                }
                 let (now, status) = (self.host.now(), vm.status);
                 let at = Tsc(now.since(vm.started));
                 vm.pass_output(&mut self.console, index, at, now);

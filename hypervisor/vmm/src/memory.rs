@@ -27,6 +27,7 @@ use crate::nested::{Access, EntryFormat, Flush, MapError, NestedTables, TableFra
 
 mod lazy;
 mod owned;
+mod watch;
 
 /// When memory is backed by frames of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +139,7 @@ struct Extent {
 }
 
 /// The memory of one VM.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct GuestMemory {
     size: u64,
     /// What is memory, sorted.
@@ -152,6 +153,7 @@ pub struct GuestMemory {
     frames: Vec<(Gpa, Hpa, FrameSize)>,
     /// What is backed of memory that is backed on first touch; there are no extents then.
     lazy: Option<Lazy>,
+    written: watch::Writes,
 }
 
 /// What [`GuestMemory::touch`] found.
@@ -301,7 +303,7 @@ impl GuestMemory {
 
     /// Memory without frames.
     fn unbacked(size: u64, regions: Vec<Region>) -> GuestMemory {
-        GuestMemory { size, regions, extents: Vec::new(), roms: Vec::new(), frames: Vec::new(), lazy: None }
+        GuestMemory { size, regions, ..GuestMemory::default() }
     }
 
     /// Takes frames for all of `size`, of which `regions` are memory; `spare` bytes more must be free.
@@ -367,7 +369,7 @@ impl GuestMemory {
     /// reach them any more: the nested tables are gone and the invalidation is acknowledged.
     pub fn release(self, host: &impl HostMemory, pool: &mut FramePool) {
         for (_, frame, size) in self.frames {
-            give_back(pool, frame, size);
+            lazy::give_back(pool, frame, size);
         }
         if let Some(lazy) = self.lazy {
             lazy.release(host, pool);
@@ -502,6 +504,7 @@ impl GuestMemory {
         if self.lazy.is_some() {
             self.check(gpa, data.len())?;
         }
+        self.note(gpa, data);
         if let Some(lazy) = &mut self.lazy {
             for (page, from, to) in pages(gpa, data.len()) {
                 // Without a frame the VM is starved and does not run on: nobody sees that a part is missing.
@@ -569,15 +572,6 @@ fn check_size(size: u64) -> Result<(), AllocateError> {
         return Err(AllocateError::Size(size));
     }
     Ok(())
-}
-
-/// Gives a frame back to `pool`.
-fn give_back(pool: &mut FramePool, frame: Hpa, size: FrameSize) {
-    if let Err(error) = pool.free(frame, size) {
-        // A bug of ours. To lose the frame harms nobody; to stop all VMs for it would.
-        log::error!("guest memory: {error}");
-        debug_assert!(false, "{error}");
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::event::Event;
 use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
@@ -20,6 +21,7 @@ use crate::host::{Host, HostMemory};
 use crate::memory::GuestMemory;
 use crate::msr::Msrs;
 use crate::nested::{Access, MapError, NestedTables};
+use crate::trace::{self, Recorder};
 use crate::vcpu::Vcpu;
 use power_on::Images;
 
@@ -80,6 +82,8 @@ pub struct Vm<V: Vcpu, C> {
     /// A device wants to transfer from or to memory before the guest runs again.
     pub(crate) dma_waits: bool,
     pub(crate) counters: Counters,
+    /// Records what the guest sees of its exits, where that was asked for.
+    pub(crate) trace: Option<Box<Recorder>>,
 }
 
 impl<V: Vcpu, C: Chipset> Vm<V, C> {
@@ -123,7 +127,11 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     awaits_nmi: false,
                     dma_waits: false,
                     counters: Counters::default(),
+                    trace: (config.trace > 0).then(|| Box::new(Recorder::new(config.trace))),
                 };
+                if vm.trace.is_some() {
+                    vm.memory.record_writes();
+                }
                 vm.set_tsc_adjust(0);
                 Ok(Box::new(vm))
             }
@@ -207,6 +215,14 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         }
         flush.acknowledge(pool);
         Ok(())
+    }
+
+    /// Makes `event` happen at the next entry.
+    pub(crate) fn inject(&mut self, event: Event) {
+        if let Some(trace) = &mut self.trace {
+            trace.event(event, trace::registers(&mut self.vcpu));
+        }
+        self.vcpu.inject(event);
     }
 
     /// The guest's TSC becomes what it would be without, plus `adjust` ticks.

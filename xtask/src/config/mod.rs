@@ -58,6 +58,8 @@ pub struct Vm {
     pub hpet: bool,
     /// Files for firmware, by name.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
+    /// How many records to make of what the guest sees of its exits.
+    pub trace: u32,
 }
 
 /// What a VM starts with.

@@ -5,6 +5,7 @@ use std::path::Path;
 use lamina_vmm::config::{CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
 use lamina_vmm::cpu_model::{MODELS, Model};
 use lamina_vmm::memory::Backing;
+use lamina_vmm::trace::RECORDS_MAX;
 use toml::{Table, Value};
 
 use super::{Boot, Config, ConfigError, DEFAULT_MEMORY, DEFAULT_WEIGHT, Module, Source, Vga, Vm, size};
@@ -214,6 +215,7 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
         vga: vga(&mut section, &boot, base)?,
         hpet: section.flag("hpet")?,
         fw_cfg: fw_cfg(&mut section, &boot)?,
+        trace: section.count("trace", 0, RECORDS_MAX)?,
         boot,
     };
     if vm.vcpus != 1 {

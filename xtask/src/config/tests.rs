@@ -181,6 +181,8 @@ fn types_and_what_is_not_there_yet() {
     refused(one("backing = \"soon\""), &["backing = \"soon\"", "\"lazy\""]);
     refused(one("backing = 1"), &["backing = 1"]);
     refused(one("weight = 0"), &["weight = 0", "from 1"]);
+    refused(one("trace = 0"), &["trace = 0", "from 1"]);
+    refused(one("trace = 1000001"), &["trace = 1000001", "to 1000000"]);
     refused(one("weight = 4294967295"), &["weight = 4294967295", "from 1"]);
     refused(one("weight = \"x\""), &["weight = \"x\"", "whole number"]);
     refused(one("cpu = \"nehalem\""), &["cpu = \"nehalem\"", "must be one of"]);

@@ -20,6 +20,7 @@ fn vm(name: &str, kernel: Blob) -> VmConfig {
         vga: None,
         hpet: false,
         fw_cfg: Vec::new(),
+        trace: 0,
     }
 }
 
@@ -137,6 +138,9 @@ fn each_mistake_is_named() {
     for weight in [0, WEIGHT_MAX + 1, u32::MAX] {
         assert_eq!(check(&VmConfig { weight, ..good.clone() }), Err(ConfigError::Weight(weight)));
     }
+    let trace = crate::trace::RECORDS_MAX;
+    assert_eq!(check(&VmConfig { trace, ..good.clone() }), Ok(()));
+    assert_eq!(check(&VmConfig { trace: trace + 1, ..good.clone() }), Err(ConfigError::Trace(trace + 1)));
     let cpu = "486".to_string();
     assert_eq!(check(&VmConfig { cpu: cpu.clone(), ..good.clone() }), Err(ConfigError::Cpu(cpu)));
     let cmdline = "a\0".to_string();

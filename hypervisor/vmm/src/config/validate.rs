@@ -8,6 +8,7 @@ use lamina_arch::addr::PAGE_4K;
 use super::{Blob, Boot, FW_CFG_NAME_MAX, MEMORY_MAX, NAME_MAX, RESERVED_NAME, VmConfig, WEIGHT_MAX};
 use crate::cpu_model::{MODELS, Model};
 use crate::layout::HIGH_MEMORY;
+use crate::trace::RECORDS_MAX;
 
 /// What is wrong with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub enum ConfigError {
     Weight(u32),
     /// `cpu` is no CPU model that there is.
     Cpu(String),
+    /// `trace` is more than [`RECORDS_MAX`].
+    Trace(u32),
     /// A command line holds a zero byte.
     CommandLine {
         /// The key that holds it.
@@ -103,6 +106,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "cpu = {cpu:?}: must be one of")?;
                 MODELS.iter().try_for_each(|model| write!(f, " {:?}", model.name))
             }
+            ConfigError::Trace(trace) => write!(f, "trace = {trace}: must be at most {RECORDS_MAX}"),
             ConfigError::CommandLine { key } => write!(f, "{key}: a command line holds a zero byte"),
         }
     }
@@ -173,6 +177,9 @@ pub fn validate<'a>(vm: &VmConfig, earlier: impl IntoIterator<Item = &'a str>, b
     }
     if Model::by_name(&vm.cpu).is_none() {
         return Err(ConfigError::Cpu(vm.cpu.clone()));
+    }
+    if vm.trace > RECORDS_MAX {
+        return Err(ConfigError::Trace(vm.trace));
     }
     if vm.cmdline.contains('\0') {
         return Err(ConfigError::CommandLine { key: "cmdline" });

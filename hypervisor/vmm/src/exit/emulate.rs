@@ -7,6 +7,8 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use iced_x86::CodeSize;
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
@@ -112,6 +114,19 @@ pub(crate) fn step_over<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut
         }
         Err(_) => Err(not_emulated(&fetched, String::from("an instruction that exited and cannot be read"))),
     }
+}
+
+/// The instruction at RIP, as it is decoded and its bytes: for those who look on. Unit of the first: bits.
+pub(crate) fn instruction_at_rip<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Option<(u32, Vec<u8>)> {
+    let now = chipset_now(vm, host);
+    let fetched = insn::fetch(&mut Emulated::new(vm, host, Cause::Undescribed, now));
+    let instruction = fetched.instruction.ok()?;
+    let bits = match instruction.code_size() {
+        CodeSize::Code16 => 16,
+        CodeSize::Code32 => 32,
+        _ => 64,
+    };
+    Some((bits, fetched.bytes().to_vec()))
 }
 
 /// What the instruction at RIP does with a control register, and its length. Unit: bytes.

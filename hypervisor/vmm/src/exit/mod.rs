@@ -28,7 +28,7 @@ use crate::stop::StopReason;
 use crate::vcpu::{QuickRegisters, Vcpu};
 use crate::vm::Vm;
 
-pub(crate) use emulate::step_over;
+pub(crate) use emulate::{instruction_at_rip, step_over};
 pub(crate) use io::obey;
 pub(crate) use quick::Shortcut;
 

@@ -14,6 +14,7 @@ use crate::exit::{Resume, Shortcut, Surroundings, dispatch, obey, step_over};
 use crate::frames::{STOCK_LOW, fill_stock};
 use crate::host::Host;
 use crate::stop::StopReason;
+use crate::trace::{self, LongWay};
 use crate::vcpu::{EntryFailure, Ran, Vcpu};
 use crate::vm::Vm;
 
@@ -52,6 +53,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         let mut around =
             Surroundings { host: &mut self.host, pool: &mut self.pool, console: &mut self.console, slot: index };
         let left = turn(vm, &mut around, limit);
+        trace::handled(vm);
         match left {
             Left::SliceEnd => {}
             Left::Yielded => self.scheduler.give_up(),
@@ -83,7 +85,7 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             let timer = vm.chipset.next_deadline().unwrap_or(Tsc(u64::MAX));
             deadline = deadline.min((vm.started + timer.0).max(soonest));
         }
-        if now >= limit {
+        if now >= limit || vm.trace.as_ref().is_some_and(|trace| trace.is_full()) {
             return Left::SliceEnd;
         }
         if vm.memory.is_lazy() {
@@ -99,6 +101,9 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             vm.dma_waits = dma::serve(&mut vm.chipset, &mut vm.memory, around.host) == Served::Part;
             // The loop is gone through again, so that a long transfer is interrupted like a guest.
             continue;
+        }
+        if vm.trace.is_some() {
+            trace::handled(vm);
         }
         deliver(vm);
         let exit = match enter(vm, around.host, deadline) {
@@ -120,6 +125,9 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         let kind = exit.kind();
         last = Some((kind, around.host.now()));
         vm.counters.exits[kind as usize].count += 1;
+        if vm.trace.is_some() {
+            trace::exited(vm, around.host, &exit);
+        }
         let interrupted = vm.vcpu.interrupted_event();
         let resume = dispatch(vm, around, exit);
         // An event whose delivery was cut short is delivered again, unless a fault takes its place.
@@ -156,8 +164,8 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
                 let fault = GuestFault { vector: event.vector, error: event.error, cr2: None };
                 match combine(interrupted, fault) {
                     // As itself, not as the fault: a software exception returns behind its instruction.
-                    Delivery::Event(second) if second.vector == event.vector => vm.vcpu.inject(event),
-                    Delivery::Event(double) => vm.vcpu.inject(double),
+                    Delivery::Event(second) if second.vector == event.vector => vm.inject(event),
+                    Delivery::Event(double) => vm.inject(double),
                     Delivery::TripleFault => {
                         return Left::Stopped(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) });
                     }
@@ -195,6 +203,9 @@ fn enter<H: Host, C: Chipset>(
     host: &mut H,
     deadline: Tsc,
 ) -> Result<(Ran, Signal), EntryFailure> {
+    if vm.trace.is_some() {
+        return Ok((vm.vcpu.run(deadline, &mut LongWay)?, Signal::None));
+    }
     let (vcpu, mut shortcut) = Shortcut::split(vm, host);
     let ran = vcpu.run(deadline, &mut shortcut)?;
     let (signal, nmi) = shortcut.left();
@@ -218,7 +229,7 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
             vm.vcpu.request_nmi_window(true);
         } else {
             vm.nmi_waits = false;
-            vm.vcpu.inject(Event { kind: EventKind::Nmi, vector: vector::NMI, error: None, length: 0 });
+            vm.inject(Event { kind: EventKind::Nmi, vector: vector::NMI, error: None, length: 0 });
         }
     }
     if !vm.chipset.interrupt_pending() {
@@ -235,7 +246,7 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
         && let Some(vector) = vm.chipset.acknowledge()
     {
         vm.counters.interrupts += 1;
-        vm.vcpu.inject(Event::external(vector));
+        vm.inject(Event::external(vector));
     }
     if vm.chipset.interrupt_pending() {
         vm.interrupt_window = true;
@@ -259,7 +270,7 @@ fn halt<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) -> Option<Left> {
     }
 }
 
-fn inject<V: Vcpu, C>(vm: &mut Vm<V, C>, first: Option<Event>, fault: GuestFault) -> Result<(), StopReason> {
+fn inject<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, first: Option<Event>, fault: GuestFault) -> Result<(), StopReason> {
     match combine(first, fault) {
         Delivery::Event(event) => {
             if let Some(address) = fault.cr2
@@ -267,7 +278,7 @@ fn inject<V: Vcpu, C>(vm: &mut Vm<V, C>, first: Option<Event>, fault: GuestFault
             {
                 vm.vcpu.write(SysReg::Cr2, address);
             }
-            vm.vcpu.inject(event);
+            vm.inject(event);
             Ok(())
         }
         Delivery::TripleFault => Err(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) }),

@@ -20,6 +20,7 @@ mod mmio;
 mod processor;
 mod string_io;
 mod time;
+mod trace;
 mod tsc;
 
 type Fake = Machine<FakeHost, FakeChipset>;

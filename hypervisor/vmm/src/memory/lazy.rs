@@ -188,12 +188,21 @@ impl Lazy {
         for chunk in mem::take(&mut self.chunks) {
             match chunk {
                 Chunk::Untouched => {}
-                Chunk::Large(frame) => super::give_back(pool, frame, FrameSize::Size2M),
+                Chunk::Large(frame) => give_back(pool, frame, FrameSize::Size2M),
                 Chunk::Small { directory, .. } => {
-                    pages(host, directory).for_each(|(_, frame)| super::give_back(pool, frame, FrameSize::Size4K));
-                    super::give_back(pool, directory, FrameSize::Size4K);
+                    pages(host, directory).for_each(|(_, frame)| give_back(pool, frame, FrameSize::Size4K));
+                    give_back(pool, directory, FrameSize::Size4K);
                 }
             }
         }
+    }
+}
+
+/// Gives a frame back to `pool`.
+pub(super) fn give_back(pool: &mut FramePool, frame: Hpa, size: FrameSize) {
+    if let Err(error) = pool.free(frame, size) {
+        // A bug of ours. To lose the frame harms nobody; to stop all VMs for it would.
+        log::error!("guest memory: {error}");
+        debug_assert!(false, "{error}");
     }
 }

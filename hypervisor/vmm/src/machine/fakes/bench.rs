@@ -48,6 +48,7 @@ struct Guest {
     backing: Backing,
     weight: u32,
     initrd: Option<Blob>,
+    trace: u32,
 }
 
 /// A machine to be.
@@ -85,7 +86,7 @@ impl Bench {
     pub fn vm(mut self, name: &str, program: Program) -> Bench {
         let image = elf_image(&[0xf4; 16]);
         let (memory, backing) = (MEMORY, Backing::Eager);
-        self.guests.push(Guest { name: name.into(), image, memory, backing, weight: 100, initrd: None });
+        self.guests.push(Guest { name: name.into(), image, memory, backing, weight: 100, initrd: None, trace: 0 });
         self.restarted(program)
     }
 
@@ -142,6 +143,13 @@ impl Bench {
     #[must_use]
     pub fn initrd(mut self, blob: Blob) -> Bench {
         self.last().initrd = Some(blob);
+        self
+    }
+
+    /// This many records are made of the VM that was added last.
+    #[must_use]
+    pub fn traced(mut self, records: u32) -> Bench {
+        self.last().trace = records;
         self
     }
 
@@ -210,5 +218,6 @@ fn configuration(guest: &Guest, kernel: Blob) -> VmConfig {
         vga: None,
         hpet: false,
         fw_cfg: vec![],
+        trace: guest.trace,
     }
 }

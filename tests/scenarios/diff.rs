@@ -12,10 +12,9 @@ pub const SCENARIO: Scenario = Scenario { name: "diff", needs: Needs::Host, limi
 pub const LONG: Scenario = Scenario { name: "diff_long", needs: Needs::Host, limit: 1800, long: true, run: run_long };
 
 /// One of each kind.
-const GUESTS: [&str; 5] = ["hello", "toucher", "multiboot2", "triple", "checker"];
+const GUESTS: [&str; 4] = ["hello", "toucher", "multiboot2", "triple"];
 /// The others.
-const LONG_GUESTS: [&str; 7] =
-    ["outside", "multiboot1", "fpu", "greeter", "checker-efer", "checker-calls", "checker-xcr0"];
+const LONG_GUESTS: [&str; 5] = ["outside", "multiboot1", "fpu", "greeter", "checker"];
 
 fn diff(stage: &Stage, arguments: &[&str]) -> Result<Outcome> {
     stage.xtask(&[&["diff"], arguments].concat(), paths::workspace())

@@ -64,6 +64,8 @@ pub struct Guest {
     pub cmdline: String,
     /// In the notation of the configuration.
     pub memory: Option<String>,
+    /// The CPU model, likewise.
+    pub cpu: Option<String>,
     /// How many records are compared at most.
     pub records: Option<u32>,
     /// Why it is not compared at all.
@@ -186,6 +188,7 @@ fn guest(section: &str, mut table: Table) -> Result<Guest, ConfigError> {
         initrd: text(section, "initrd", &mut table)?,
         cmdline: text(section, "cmdline", &mut table)?.unwrap_or_default(),
         memory: text(section, "memory", &mut table)?,
+        cpu: text(section, "cpu", &mut table)?,
         records,
         refused: text(section, "refused", &mut table)?,
     };

@@ -138,8 +138,10 @@ fn prepare(arguments: &Arguments, guest: &Guest, cmdline: Option<&String>, on: N
         text(&cmdline),
         text(guest.memory.as_deref().unwrap_or("32M")),
     );
-    if let Some(initrd) = &guest.initrd {
-        config.push_str(&format!("initrd = {}\n", text(initrd)));
+    for (key, value) in [("initrd", &guest.initrd), ("cpu", &guest.cpu)] {
+        if let Some(value) = value {
+            config.push_str(&format!("{key} = {}\n", text(value)));
+        }
     }
     Request::text(config, paths::workspace()).on(Some(on)).timeout(Duration::from_secs(arguments.timeout)).prepare()
 }

@@ -3,7 +3,7 @@
 //! Owns what firmware would leave in memory for the guest to find: RSDP, XSDT, FADT, FACS, MADT and DSDT, in the
 //! reserved area at [`FIRMWARE_TABLES`], RSDP first, so that a guest that looks for it (on 16-byte boundaries from
 //! 0xe0000 on) finds it at once. Firmware gets the same tables as files, with a script that says how to place them
-//! ([`firmware`]). Describes the PC that [`crate::layout`] lays out; has no state and no devices.
+//! (`firmware`). Describes the PC that [`crate::layout`] lays out; has no state and no devices.
 //!
 //! The PC is in ACPI mode from the start (SMI_CMD is 0), so a guest has nothing to switch on.
 

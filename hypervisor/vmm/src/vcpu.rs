@@ -42,7 +42,7 @@ pub enum Answer {
     Refused,
 }
 
-/// As much of a virtual processor as an answer to a [`QuickExit`] may touch.
+/// As much of a virtual processor as an answer to a [`Quick`] may touch.
 pub trait QuickRegisters {
     /// The general-purpose registers, without RSP.
     fn gprs(&mut self) -> &mut Gprs;

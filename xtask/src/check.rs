@@ -3,6 +3,7 @@
 //! Owns the list of checks and what a line of the report looks like. Each check says what is wrong, never changes
 //! anything.
 
+mod deep;
 mod files;
 mod layers;
 mod scan;
@@ -21,7 +22,8 @@ use crate::report;
 /// `cargo xtask check`
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// And what takes minutes: the property tests with many more cases, and the advisories of dependencies
+    /// And what takes minutes: harnesses and property tests with many more cases, Miri, Kani where it is installed, and
+    /// the advisories of dependencies
     #[arg(long)]
     pub deep: bool,
 }
@@ -60,8 +62,14 @@ const CHECKS: &[Check] = &[
     ("dependencies: bans licenses sources", tools::dependencies),
 ];
 
-const DEEP: &[Check] =
-    &[("dependencies: advisories", tools::advisories), ("property tests, 20 times the cases", tools::properties)];
+const DEEP: &[Check] = &[
+    ("dependencies: advisories", tools::advisories),
+    ("loom", deep::loom),
+    ("kani", deep::kani),
+    ("harnesses, 8 times the inputs", deep::harnesses),
+    ("miri", deep::miri),
+    ("property tests, 20 times the cases", tools::properties),
+];
 
 /// Checks, and says of each check how it went.
 ///

@@ -22,6 +22,8 @@ pub mod exit;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake_memory;
 pub mod frames;
+#[cfg(test)]
+mod harness;
 pub mod host;
 pub mod insn;
 pub mod layout;

@@ -18,14 +18,14 @@ pub fn set_up() -> Result<()> {
     rust::Toolchain::of(paths::workspace())?.ensure("checking needs rustfmt and clippy")
 }
 
-fn cargo(arguments: &[&str]) -> Command {
+pub(super) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(paths::workspace());
     command
 }
 
 /// Runs it; where it fails, everything that it said is what is wrong.
-fn finding(mut command: Command) -> Result<Finding> {
+pub(super) fn finding(mut command: Command) -> Result<Finding> {
     let output = command.stdin(Stdio::null()).output().context("cannot start cargo")?;
     if output.status.success() {
         return Ok(Finding::Good);
@@ -35,7 +35,7 @@ fn finding(mut command: Command) -> Result<Finding> {
 }
 
 /// The first that is not good.
-fn all(commands: impl IntoIterator<Item = Command>) -> Result<Finding> {
+pub(super) fn all(commands: impl IntoIterator<Item = Command>) -> Result<Finding> {
     for command in commands {
         match finding(command)? {
             Finding::Good => {}

@@ -4,6 +4,7 @@
 mod arithmetic;
 mod faults;
 mod forms;
+mod harness;
 mod machine;
 mod model;
 mod segments;

@@ -9,6 +9,7 @@ mod hypercall;
 mod io;
 mod linear;
 mod mmio;
+mod mov;
 mod msr;
 mod nested;
 mod quick;

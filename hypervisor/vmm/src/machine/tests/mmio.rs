@@ -18,7 +18,7 @@ const FIRST: u64 = 0xf7f6_f5f4_f3f2_f1f0;
 const RAX: u64 = 0x1122_3344_5566_7788;
 
 /// A guest after an instruction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct After {
     gprs: [u64; 16],
     rsp: u64,
@@ -39,6 +39,12 @@ impl After {
 
 /// Runs `code`, which exits on each of `gpas` in turn, after `before`; `None` where the VM was stopped.
 fn emulate(code: &[u8], gpas: &[u64], before: impl FnOnce(&mut FakeVcpu) + 'static) -> Option<After> {
+    let touches = gpas.iter().map(|&gpa| touch(Gpa(gpa), false)).collect();
+    emulate_exits(code, touches, before)
+}
+
+/// As [`emulate`], with the exits as they are.
+fn emulate_exits(code: &[u8], exits: Vec<Step>, before: impl FnOnce(&mut FakeVcpu) + 'static) -> Option<After> {
     let set = Step::act(|cpu| {
         cpu.gprs().0 = core::array::from_fn(|i| 0xee00_0000_0000_0000 | i as u64);
         cpu.gprs().set(Gpr::Rax, RAX);
@@ -51,8 +57,7 @@ fn emulate(code: &[u8], gpas: &[u64], before: impl FnOnce(&mut FakeVcpu) + 'stat
         let (rsp, rip, flags) = (cpu.read(SysReg::Rsp), cpu.read(SysReg::Rip), cpu.read(SysReg::Rflags));
         (cpu.gprs().0, rsp, rip, flags)
     });
-    let touches = gpas.iter().map(|&gpa| touch(Gpa(gpa), false));
-    let steps: Vec<Step> = [set].into_iter().chain(touches).chain([look]).collect();
+    let steps: Vec<Step> = [set].into_iter().chain(exits).chain([look]).collect();
     let (mut machine, _) = Bench::new().vm("a", script(steps)).code(code).boot::<FakeChipset>();
     assert_eq!(machine.step(), None);
     let vm = alive(&machine, 0)?;
@@ -407,4 +412,73 @@ proptest! {
             prop_assert!(after.accesses.0 + after.accesses.1 <= 128);
         }
     }
+}
+
+/// An access to the first bytes of the register, of which the processor tells the linear address.
+fn told(offset: u64, write: bool) -> Step {
+    let (gpa, linear) = (REGISTER + offset, Some(Gla(REGISTER.0 + offset)));
+    let fault = NestedFault { gpa, read: !write, write, fetch: false, table_walk: false, linear };
+    Step::exit(Exit::NestedFault(fault))
+}
+
+proptest! {
+    /// The processor tells where it was going, and simple MOVs are done without the general decoder; or it does not, and
+    /// they are done with it.
+    #[test]
+    fn a_simple_mov_does_what_the_general_decoder_does(
+        rex in prop_oneof![Just(None), (0x40u8..0x50).prop_map(Some)],
+        opcode in prop_oneof![Just(0x89u8), Just(0x8b), Just(0xc7), Just(0x8a), Just(0x01)],
+        modrm in any::<u8>(),
+        sib in any::<u8>(),
+        rest in any::<[u8; 8]>(),
+        write in any::<bool>(),
+        offset in 0u64..8,
+        aim in any::<bool>(),
+    ) {
+        let mut code: Vec<u8> = rex.into_iter().chain([opcode, modrm]).collect();
+        if modrm & 7 == 4 {
+            code.push(sib);
+        }
+        code.extend(rest);
+        let displacement = match (modrm >> 6, sib & 7) {
+            (0, 5) if modrm & 7 == 4 => i64::from(i32::from_le_bytes(rest[..4].try_into().unwrap())),
+            (1, _) => i64::from(rest[0].cast_signed()),
+            (2, _) => i64::from(i32::from_le_bytes(rest[..4].try_into().unwrap())),
+            _ => 0,
+        };
+        let rex = rex.unwrap_or(0);
+        // The base takes the access where it is to go, with an index of its own; without a base the index does.
+        let indexed = modrm & 7 == 4;
+        let base = Gpr::from_encoding(if indexed { sib & 7 } else { modrm & 7 } | (rex & 1) << 3);
+        let index = Gpr::from_encoding(sib >> 3 & 7 | (rex >> 1 & 1) << 3);
+        let set = move |cpu: &mut FakeVcpu| {
+            let goal = (REGISTER.0 + offset).wrapping_sub(displacement.cast_unsigned());
+            let mut put = |register, value| match register {
+                Gpr::Rsp => cpu.write(SysReg::Rsp, value),
+                _ => cpu.gprs().set(register, value),
+            };
+            if aim {
+                let scaled = indexed && index != Gpr::Rsp && index != base;
+                if scaled {
+                    put(index, 0x10);
+                }
+                put(base, goal.wrapping_sub(if scaled { 0x10 << (sib >> 6) } else { 0 }));
+            }
+        };
+        let whole = || vec![told(offset, write)];
+        let bare = || vec![touch(REGISTER + offset, write)];
+        prop_assert_eq!(emulate_exits(&code, whole(), set), emulate_exits(&code, bare(), set), "{:02x?}", code);
+    }
+}
+
+#[test]
+fn a_simple_mov_is_fetched_and_found_each_time() {
+    let eax = |cpu: &mut FakeVcpu| cpu.gprs().set(Gpr::Rax, 0x0102_0304);
+    let go = |code: &[u8], write| emulate_exits(code, vec![told(0, write)], eax).unwrap();
+    let stored = go(&[0x89, 0x03], true);
+    assert_eq!((stored.register, stored.accesses, stored.rip), (0xf7f6_f5f4_0102_0304, (0, 1), 2));
+    let constant = go(&[0xc7, 0x43, 0, 5, 0, 0, 0], true);
+    assert_eq!((constant.register, constant.accesses, constant.rip), (0xf7f6_f5f4_0000_0005, (0, 1), 7));
+    let loaded = go(&[0x44, 0x8b, 0x03], false);
+    assert_eq!((loaded.get(Gpr::R8), loaded.accesses, loaded.rip), (0xf3f2_f1f0, (1, 0), 3));
 }

@@ -205,6 +205,9 @@ const RDMSR: u32 = exit::reason::RDMSR as u32;
 const WRMSR: u32 = exit::reason::WRMSR as u32;
 const IO: u32 = exit::reason::IO as u32;
 const EPT_VIOLATION: u32 = exit::reason::EPT_VIOLATION as u32;
+/// The end of the time given. It cuts no delivery short, comes between two instructions and asks for nothing but the run
+/// loop's look.
+const PREEMPTION_TIMER: u32 = exit::reason::PREEMPTION_TIMER as u32;
 
 /// IN and OUT, but no strings. VMREADs: the qualification.
 #[inline(always)]
@@ -327,6 +330,11 @@ impl Vcpu for VmxVcpu {
                 WRMSR => (quick.wrmsr(registers, at), Kind::Wrmsr),
                 IO => (port_access(registers, at, quick), Kind::Io),
                 EPT_VIOLATION => (touch(&vmcs, quick), Kind::Nested),
+                PREEMPTION_TIMER => {
+                    quick.account(Kind::SliceEnd, timer::now().0.wrapping_sub(at.0));
+                    vmcs.set_launched();
+                    return Ok(Ran::Look);
+                }
                 _ => break reason,
             };
             if answer == Answer::Refused {

@@ -1,6 +1,6 @@
 //! The hostile suite: guest programs that try what they must not get away with, each beside a witness.
 //!
-//! Owns how cases become tests and machines. What must happen stands in [`table`], and nowhere else: the guest program
+//! Owns how cases become tests and machines. What must happen stands in `table`, and nowhere else: the guest program
 //! only says what it saw. One machine runs many cases, so the first test that needs a machine boots it, and the others
 //! read what it left.
 

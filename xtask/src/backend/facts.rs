@@ -1,8 +1,6 @@
-//! What the host says of its virtualization, and what follows for KVM. Whether that is true, only a [trial] shows.
+//! What the host says of its virtualization, and what follows for KVM. Whether that is true, only a trial shows.
 //!
 //! Owns the reasons against a backend and what the user can do about each.
-//!
-//! [trial]: super::trial
 
 use std::fmt;
 use std::fs;

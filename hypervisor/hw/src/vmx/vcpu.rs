@@ -9,23 +9,22 @@ use alloc::string::String;
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::{Direction, Kind};
+use lamina_arch::exit::Kind;
 use lamina_arch::hypercall;
 use lamina_arch::msr;
 use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
-use lamina_arch::vmx::exit::{self, Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
+use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
 use lamina_arch::vmx::field;
-use lamina_arch::vmx::interruption::VALID;
 use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
-use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, QuickRegisters, Ran, UnknownLength, Vcpu};
+use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 use x86_64::registers::model_specific::Msr;
 
 use super::cache::{Cache, Slot};
@@ -33,9 +32,12 @@ use super::capture::capture;
 use super::enable::Shared;
 use super::entry::{self, Frame, Refusal};
 use super::explain::explain;
+use super::quick::{
+    CPUID, EPT_VIOLATION, IO, InGuest, PREEMPTION_TIMER, RDMSR, VMCALL, WRMSR, port_access, step, touch,
+};
 use super::resume::{resume, set_timer};
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
-use super::vmcs::{Current, Vmcs, invalidate_ept, invalidate_vpid};
+use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
 use crate::xstate::ExtendedState;
 use crate::{percpu, timer};
 
@@ -43,9 +45,9 @@ use crate::{percpu, timer};
 const EPT_POINTER_FLAGS: u64 = 3 << 3 | 6;
 
 /// Interruptibility state: blocking by STI.
-const BLOCKING_BY_STI: u32 = 1;
+pub(super) const BLOCKING_BY_STI: u32 = 1;
 /// Interruptibility state: blocking by MOV SS.
-const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
+pub(super) const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
 /// Interruptibility state: blocking by NMI.
 const BLOCKING_BY_NMI: u32 = 1 << 3;
 
@@ -173,84 +175,6 @@ impl VmxVcpu {
             vmcs.write(field::GUEST_INTERRUPTIBILITY, state & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
         }
     }
-}
-
-/// What an answer may touch while the vCPU stays where it is.
-struct InGuest<'a> {
-    frame: &'a mut Frame,
-    vmcs: &'a Current<'a>,
-    extended: &'a ExtendedState,
-}
-
-impl QuickRegisters for InGuest<'_> {
-    #[inline(always)]
-    fn gprs(&mut self) -> &mut Gprs {
-        &mut self.frame.gprs
-    }
-
-    /// VMREADs: one.
-    fn cr4(&mut self) -> u64 {
-        self.vmcs.read_on(field::GUEST_CR4)
-    }
-
-    fn xcr0(&mut self) -> u64 {
-        self.extended.xcr0()
-    }
-}
-
-/// Exit reasons of what may be answered quickly.
-const VMCALL: u32 = exit::reason::VMCALL as u32;
-const CPUID: u32 = exit::reason::CPUID as u32;
-const RDMSR: u32 = exit::reason::RDMSR as u32;
-const WRMSR: u32 = exit::reason::WRMSR as u32;
-const IO: u32 = exit::reason::IO as u32;
-const EPT_VIOLATION: u32 = exit::reason::EPT_VIOLATION as u32;
-/// The end of the time given. It cuts no delivery short, comes between two instructions and asks for nothing but the run
-/// loop's look.
-const PREEMPTION_TIMER: u32 = exit::reason::PREEMPTION_TIMER as u32;
-
-/// IN and OUT, but no strings. VMREADs: the qualification.
-#[inline(always)]
-fn port_access<Q: Quick>(registers: &mut InGuest<'_>, at: Tsc, quick: &mut Q) -> Answer {
-    let qualification = registers.vmcs.read_on(field::EXIT_QUALIFICATION);
-    if qualification & exit::IO_STRING != 0 {
-        return Answer::Refused;
-    }
-    match exit::port_access(qualification) {
-        Some((port, width, Direction::In)) => quick.port_in(registers, at, port, width),
-        Some((port, width, Direction::Out)) => quick.port_out(registers, at, port, width),
-        None => Answer::Refused,
-    }
-}
-
-/// The first touch of a page, which is tried again. Not where an event's delivery touched it, or an IRET that unblocked
-/// NMIs: there is more to do then. VMREADs: interrupted event, qualification, guest-physical address.
-#[inline(always)]
-fn touch<Q: Quick>(vmcs: &Current<'_>, quick: &mut Q) -> Answer {
-    let event = vmcs.read_on(field::IDT_VECTORING_INFORMATION);
-    let qualification = vmcs.read_on(field::EXIT_QUALIFICATION);
-    if event & VALID != 0 || qualification & exit::UNBLOCKED_NMI != 0 {
-        return Answer::Refused;
-    }
-    quick.touch(Gpa(vmcs.read_on(field::GUEST_PHYSICAL_ADDRESS)))
-}
-
-/// Past the instruction that exited, as [`Vcpu::advance`] does it in the common case: nothing else than RIP changes;
-/// false where there is more to it, and nothing was done. VMREADs: length, RIP, RFLAGS, interruptibility; VMWRITEs: RIP.
-#[inline(always)]
-fn step(vmcs: &mut Current<'_>) -> bool {
-    let length = u64::from(vmcs.read_on(field::EXIT_INSTRUCTION_LENGTH));
-    let old = vmcs.read_on(field::GUEST_RIP);
-    let flags = vmcs.read_on(field::GUEST_RFLAGS);
-    let state = vmcs.read_on(field::GUEST_INTERRUPTIBILITY);
-    let rip = old.wrapping_add(length);
-    let traps = flags & (Rflags::TF | Rflags::RF).bits();
-    let shadow = u64::from(state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
-    let simple = traps | shadow | (rip ^ old) >> 32 == 0;
-    if simple {
-        vmcs.write(field::GUEST_RIP, rip);
-    }
-    simple
 }
 
 impl VmxVcpu {

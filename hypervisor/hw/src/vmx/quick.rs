@@ -1,0 +1,100 @@
+//! Exits that are answered while the vCPU stays on the processor: what they may touch, and how RIP moves behind them.
+//!
+//! Never decodes more than the exit's reason and a port's qualification, and never answers anything itself: that is the
+//! run loop's [`Quick`].
+
+use lamina_arch::addr::Gpa;
+use lamina_arch::cr::Rflags;
+use lamina_arch::exit::Direction;
+use lamina_arch::regs::Gprs;
+use lamina_arch::time::Tsc;
+use lamina_arch::vmx::exit;
+use lamina_arch::vmx::field;
+use lamina_arch::vmx::interruption::VALID;
+use lamina_vmm::vcpu::{Answer, Quick, QuickRegisters};
+
+use super::entry::Frame;
+use super::vcpu::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
+use super::vmcs::Current;
+use crate::xstate::ExtendedState;
+
+/// What an answer may touch while the vCPU stays where it is.
+pub struct InGuest<'a> {
+    /// The general-purpose registers.
+    pub frame: &'a mut Frame,
+    /// The VMCS, which is current.
+    pub vmcs: &'a Current<'a>,
+    /// XCR0 is in it.
+    pub extended: &'a ExtendedState,
+}
+
+impl QuickRegisters for InGuest<'_> {
+    #[inline(always)]
+    fn gprs(&mut self) -> &mut Gprs {
+        &mut self.frame.gprs
+    }
+
+    /// VMREADs: one.
+    fn cr4(&mut self) -> u64 {
+        self.vmcs.read_on(field::GUEST_CR4)
+    }
+
+    fn xcr0(&mut self) -> u64 {
+        self.extended.xcr0()
+    }
+}
+
+/// Exit reasons of what may be answered quickly.
+pub const VMCALL: u32 = exit::reason::VMCALL as u32;
+pub const CPUID: u32 = exit::reason::CPUID as u32;
+pub const RDMSR: u32 = exit::reason::RDMSR as u32;
+pub const WRMSR: u32 = exit::reason::WRMSR as u32;
+pub const IO: u32 = exit::reason::IO as u32;
+pub const EPT_VIOLATION: u32 = exit::reason::EPT_VIOLATION as u32;
+/// The end of the time given. It cuts no delivery short, comes between two instructions and asks for nothing but the run
+/// loop's look.
+pub const PREEMPTION_TIMER: u32 = exit::reason::PREEMPTION_TIMER as u32;
+
+/// IN and OUT, but no strings. VMREADs: the qualification.
+#[inline(always)]
+pub fn port_access<Q: Quick>(registers: &mut InGuest<'_>, at: Tsc, quick: &mut Q) -> Answer {
+    let qualification = registers.vmcs.read_on(field::EXIT_QUALIFICATION);
+    if qualification & exit::IO_STRING != 0 {
+        return Answer::Refused;
+    }
+    match exit::port_access(qualification) {
+        Some((port, width, Direction::In)) => quick.port_in(registers, at, port, width),
+        Some((port, width, Direction::Out)) => quick.port_out(registers, at, port, width),
+        None => Answer::Refused,
+    }
+}
+
+/// The first touch of a page, which is tried again. Not where an event's delivery touched it, or an IRET that unblocked
+/// NMIs: there is more to do then. VMREADs: interrupted event, qualification, guest-physical address.
+#[inline(always)]
+pub fn touch<Q: Quick>(vmcs: &Current<'_>, quick: &mut Q) -> Answer {
+    let event = vmcs.read_on(field::IDT_VECTORING_INFORMATION);
+    let qualification = vmcs.read_on(field::EXIT_QUALIFICATION);
+    if event & VALID != 0 || qualification & exit::UNBLOCKED_NMI != 0 {
+        return Answer::Refused;
+    }
+    quick.touch(Gpa(vmcs.read_on(field::GUEST_PHYSICAL_ADDRESS)))
+}
+
+/// Past the instruction that exited, as [`Vcpu::advance`] does it in the common case: nothing else than RIP changes;
+/// false where there is more to it, and nothing was done. VMREADs: length, RIP, RFLAGS, interruptibility; VMWRITEs: RIP.
+#[inline(always)]
+pub fn step(vmcs: &mut Current<'_>) -> bool {
+    let length = u64::from(vmcs.read_on(field::EXIT_INSTRUCTION_LENGTH));
+    let old = vmcs.read_on(field::GUEST_RIP);
+    let flags = vmcs.read_on(field::GUEST_RFLAGS);
+    let state = vmcs.read_on(field::GUEST_INTERRUPTIBILITY);
+    let rip = old.wrapping_add(length);
+    let traps = flags & (Rflags::TF | Rflags::RF).bits();
+    let shadow = u64::from(state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
+    let simple = traps | shadow | (rip ^ old) >> 32 == 0;
+    if simple {
+        vmcs.write(field::GUEST_RIP, rip);
+    }
+    simple
+}

@@ -13,6 +13,7 @@ mod explain;
 mod quick;
 mod resume;
 mod setup;
+mod switched;
 pub mod vcpu;
 pub mod vmcs;
 

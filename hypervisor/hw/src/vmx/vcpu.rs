@@ -6,7 +6,6 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use lamina_arch::addr::Hpa;
@@ -25,7 +24,6 @@ use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
 use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
-use x86_64::registers::model_specific::Msr;
 
 use super::cache::{Cache, Slot};
 use super::capture::capture;
@@ -37,6 +35,7 @@ use super::quick::{
 };
 use super::resume::{resume, set_timer};
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
+use super::switched::{read_cr2, read_debug, read_msr, write_cr2, write_debug, write_msr};
 use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
 use crate::xstate::ExtendedState;
 use crate::{percpu, timer};
@@ -566,51 +565,5 @@ impl Vcpu for VmxVcpu {
         }
         self.debug = read_debug();
         self.cr2 = read_cr2();
-    }
-}
-
-fn read_msr(index: u32) -> u64 {
-    // SAFETY: reading one of `SWITCHED`, which the caller knows this processor to have, changes nothing.
-    unsafe { Msr::new(index).read() }
-}
-
-fn write_msr(index: u32, value: u64) {
-    // SAFETY: one of `SWITCHED` that this processor has: none of them has an effect on our own code, which uses neither SYSCALL, SWAPGS nor
-    // RDTSCP. The value is one that the guest wrote by itself, so the processor has accepted it before, or 0.
-    unsafe { Msr::new(index).write(value) };
-}
-
-fn read_cr2() -> u64 {
-    x86_64::registers::control::Cr2::read_raw()
-}
-
-fn write_cr2(value: u64) {
-    // SAFETY: CR2 is only a report; a page fault of our own writes it anew.
-    unsafe { asm!("mov cr2, {}", in(reg) value, options(nostack, nomem, preserves_flags)) };
-}
-
-fn read_debug() -> [u64; 5] {
-    let [a, b, c, d, e]: [u64; 5];
-    // SAFETY: reading debug registers changes nothing; DR7.GD is clear in the host, as every exit sets DR7 to 0x400.
-    unsafe {
-        asm!(
-            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", "mov {}, dr6",
-            out(reg) a, out(reg) b, out(reg) c, out(reg) d, out(reg) e,
-            options(nostack, nomem, preserves_flags),
-        );
-    }
-    [a, b, c, d, e]
-}
-
-fn write_debug(values: &[u64; 5]) {
-    let [a, b, c, d, e] = *values;
-    // SAFETY: breakpoints count only with DR7, which is 0x400 in the host: the addresses have no effect on us. The
-    // values were read from the registers, or are those after reset.
-    unsafe {
-        asm!(
-            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", "mov dr6, {}",
-            in(reg) a, in(reg) b, in(reg) c, in(reg) d, in(reg) e,
-            options(nostack, nomem, preserves_flags),
-        );
     }
 }

@@ -13,6 +13,7 @@ mod explain;
 mod resume;
 mod setup;
 mod step;
+mod switched;
 pub mod vcpu;
 pub mod vmcb;
 

@@ -3,7 +3,6 @@
 //! Owns what belongs to one vCPU: its VMCB, registers, extended state and what moves only when another vCPU comes in.
 
 use alloc::boxed::Box;
-use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use lamina_arch::addr::Hpa;
@@ -11,7 +10,6 @@ use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::Exit;
 use lamina_arch::hypercall;
-use lamina_arch::msr;
 use lamina_arch::regs::{Gpr, Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::svm::exit::{Captured, decode, interrupted_event};
@@ -21,7 +19,6 @@ use lamina_arch::svm::vmcb::{self, Field, ReadWrite, tlb_control};
 use lamina_arch::time::Tsc;
 use lamina_vmm::nested::npt::Npt;
 use lamina_vmm::vcpu::{EntryFailure, Quick, Ran, UnknownLength, Vcpu};
-use x86_64::registers::model_specific::Msr;
 
 use super::capture::capture;
 use super::enable::Shared;
@@ -30,6 +27,7 @@ use super::explain::explain;
 use super::resume::{Entry, resume};
 use super::setup::{EFER_FORCED, setup};
 use super::step::{Follows, Stepper};
+use super::switched::{read_debug, read_tsc_aux, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
 use crate::{apic, percpu};
@@ -354,41 +352,5 @@ impl Vcpu for SvmVcpu {
             self.tsc_aux = read_tsc_aux();
         }
         self.debug = read_debug();
-    }
-}
-
-fn read_tsc_aux() -> u64 {
-    // SAFETY: the caller asked whether the processor has it; reading it changes nothing.
-    unsafe { Msr::new(msr::IA32_TSC_AUX).read() }
-}
-
-fn write_tsc_aux(value: u64) {
-    // SAFETY: the caller asked whether the processor has it. Our own code does not use RDTSCP, and the value is one that
-    // the guest wrote by itself, so the processor has accepted it before, or 0.
-    unsafe { Msr::new(msr::IA32_TSC_AUX).write(value) };
-}
-
-fn read_debug() -> [u64; 4] {
-    let [a, b, c, d]: [u64; 4];
-    // SAFETY: reading debug registers changes nothing; DR7.GD is clear in the host, as every exit disables DR7.
-    unsafe {
-        asm!(
-            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-            out(reg) a, out(reg) b, out(reg) c, out(reg) d,
-            options(nostack, nomem, preserves_flags),
-        );
-    }
-    [a, b, c, d]
-}
-
-fn write_debug(values: &[u64; 4]) {
-    let [a, b, c, d] = *values;
-    // SAFETY: breakpoints count only with DR7, which every exit disables: the addresses have no effect on us.
-    unsafe {
-        asm!(
-            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-            in(reg) a, in(reg) b, in(reg) c, in(reg) d,
-            options(nostack, nomem, preserves_flags),
-        );
     }
 }

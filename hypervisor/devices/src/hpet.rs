@@ -86,7 +86,9 @@ impl Timer {
             self.comparator = self.comparator.wrapping_add(periods.wrapping_mul(self.period)) & self.mask();
         } else {
             // A 32-bit timer matches again when the counter has wrapped.
-            self.due = if self.config & BITS_32 != 0 { due.checked_add(1 << 32) } else { None };
+            // However often it has by now, that was one interrupt.
+            let wraps = (self.config & BITS_32 != 0).then(|| ((counter - due) >> 32) + 1);
+            self.due = wraps.and_then(|wraps| wraps.checked_mul(1 << 32)).and_then(|step| due.checked_add(step));
         }
         true
     }

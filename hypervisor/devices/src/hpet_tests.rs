@@ -105,6 +105,10 @@ fn a_32_bit_timer_wraps_with_the_low_half_of_the_counter() {
     assert_eq!(rig.pass(1), 0b010);
     assert_eq!(rig.pass((1 << 32) - 1), 0);
     assert_eq!(rig.pass(1), 0b010);
+    // Wraps that were missed are one interrupt, and the next is ahead.
+    assert_eq!(rig.pass(5 << 32), 0b010);
+    assert_eq!(rig.pass(0), 0);
+    assert_eq!(rig.deadline(), Some(rig.now / TICK + (1 << 32)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The checkers that take minutes: the harnesses with a larger budget, Miri, loom and Kani, each where it can be had.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use std::path::Path;
 use std::process::Command;
 
@@ -12,6 +14,8 @@ use crate::setup::rust::{self, Toolchain};
 
 /// Inputs for each harness; `.cargo/config.toml` has the number for `cargo test`.
 const INPUTS: &str = "2048";
+/// The seed of every `cargo test`, as `.cargo/config.toml` has it: a deep check looks elsewhere.
+const DAILY_SEED: &str = "1";
 /// What Miri goes through: package, and which of its tests. Miri takes a hundred times as long as the processor, so
 /// what sweeps through large spaces or fills whole machines of memory is left out.
 const MIRI: &[(&str, &[&str])] = &[
@@ -23,8 +27,11 @@ const MIRI: &[(&str, &[&str])] = &[
 pub fn harnesses() -> Result<Finding> {
     let pure = ["test", "--quiet", "--package", "lamina-arch", "--package", "lamina-devices", "--test", "harness"];
     let machine = ["test", "--quiet", "--package", "lamina-vmm", "--lib", "harness"];
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let seed = std::env::var("BOLERO_RANDOM_SEED").ok().filter(|seed| seed != DAILY_SEED);
+    let seed = seed.unwrap_or_else(|| now.to_string());
     all([cargo(&pure), cargo(&machine)].map(|mut command| {
-        command.env("BOLERO_RANDOM_ITERATIONS", INPUTS);
+        command.env("BOLERO_RANDOM_ITERATIONS", INPUTS).env("BOLERO_RANDOM_SEED", &seed);
         command
     }))
 }

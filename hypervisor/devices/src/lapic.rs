@@ -7,6 +7,7 @@
 //! and the CMCI entry of the LVT are not offered, and remote read is answered with 0.
 
 mod msrs;
+mod registers;
 mod timer;
 mod vectors;
 
@@ -14,6 +15,7 @@ use crate::ioapic::{DeliveryMode, Message};
 use bitflags::bitflags;
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::{Frequency, Tsc};
+use registers::Registers;
 use timer::{Mode, Timer};
 use vectors::Vectors;
 
@@ -94,7 +96,8 @@ pub struct Lapic {
     id: u8,
     tsc: Frequency,
     base: Base,
-    tpr: u8,
+    /// Task priority, interrupt command, and what the three sets of vectors below are in.
+    registers: Registers,
     svr: u32,
     /// Logical ID, in bits 31:24. Only the xAPIC's; the x2APIC derives its own.
     ldr: u32,
@@ -102,7 +105,6 @@ pub struct Lapic {
     /// Errors as last latched, and those since.
     esr: Esr,
     errors: Esr,
-    icr: u64,
     lvt: [u32; 6],
     irr: Vectors,
     isr: Vectors,
@@ -115,22 +117,26 @@ pub struct Lapic {
 impl Lapic {
     /// The boot processor's local APIC as firmware leaves it, in virtual wire mode: software-enabled, with the 8259's
     /// interrupts on LINT0 and NMI on LINT1 (Intel MultiProcessor Specification, "Virtual Wire Mode").
-    pub const fn new(id: u8, tsc: Frequency) -> Lapic {
+    pub fn new(id: u8, tsc: Frequency) -> Lapic {
+        Lapic::with(id, tsc, Registers::new())
+    }
+
+    /// The same in `registers`, which are 0.
+    const fn with(id: u8, tsc: Frequency, registers: Registers) -> Lapic {
         let mut lapic = Lapic {
             id,
             tsc,
             base: Base::BSP.union(Base::EN),
-            tpr: 0,
+            registers,
             svr: 0xff,
             ldr: 0,
             dfr: DFR_FLAT,
             esr: Esr::empty(),
             errors: Esr::empty(),
-            icr: 0,
             lvt: [LVT_MASKED; 6],
-            irr: Vectors::NONE,
-            isr: Vectors::NONE,
-            tmr: Vectors::NONE,
+            irr: Vectors::new(register::IRR),
+            isr: Vectors::new(register::ISR),
+            tmr: Vectors::new(register::TMR),
             timer: Timer::new(tsc),
             lint0: false,
             nmi: false,
@@ -179,12 +185,12 @@ impl Lapic {
                 Effect::Accepting
             }
             register::ICR => {
-                self.icr = self.icr & !0xffff_ffff | u64::from(value & ICR_WRITABLE);
+                self.registers.write(register::ICR, value & ICR_WRITABLE);
                 self.send();
                 Effect::None
             }
             register::ICR_HIGH => {
-                self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
+                self.registers.write(register::ICR_HIGH, value & 0xff00_0000);
                 Effect::None
             }
             _ => match self.write_register(now, number, value) {
@@ -199,7 +205,7 @@ impl Lapic {
 
     /// CR8: bits 7:4 of the task priority.
     pub fn cr8(&self) -> u64 {
-        u64::from(self.tpr >> 4)
+        u64::from(self.tpr() >> 4)
     }
 
     /// MOV to CR8.
@@ -209,7 +215,7 @@ impl Lapic {
     pub fn set_cr8(&mut self, value: u64) -> Result<(), GuestFault> {
         match u8::try_from(value) {
             Ok(class @ 0..=15) => {
-                self.tpr = class << 4;
+                self.registers.write(register::TPR, u32::from(class << 4));
                 Ok(())
             }
             _ => Err(GuestFault::GP0),
@@ -219,7 +225,7 @@ impl Lapic {
     /// The interrupt that the processor would take now: the highest requested, if its class is above the processor's
     /// priority.
     pub fn deliverable(&self) -> Option<u8> {
-        let vector = self.irr.highest()?;
+        let vector = self.irr.highest(&self.registers)?;
         (vector >> 4 > self.ppr() >> 4).then_some(vector)
     }
 
@@ -228,8 +234,8 @@ impl Lapic {
     pub fn acknowledge(&mut self, now: Tsc) -> Option<u8> {
         self.advance(now);
         let vector = self.deliverable()?;
-        self.irr.set(vector, false);
-        self.isr.set(vector, true);
+        self.irr.set(&self.registers, vector, false);
+        self.isr.set(&self.registers, vector, true);
         Some(vector)
     }
 
@@ -304,7 +310,7 @@ impl Lapic {
     /// merge with it.
     pub fn next_deadline(&self) -> Option<Tsc> {
         let entry = self.lvt[TIMER];
-        if entry & LVT_MASKED != 0 || self.irr.contains((entry & 0xff) as u8) {
+        if entry & LVT_MASKED != 0 || self.irr.contains(&self.registers, (entry & 0xff) as u8) {
             return None;
         }
         self.timer.next(self.timer_mode())
@@ -327,10 +333,24 @@ impl Lapic {
         }
     }
 
+    fn tpr(&self) -> u8 {
+        (self.registers.read(register::TPR) & 0xff) as u8
+    }
+
+    /// The interrupt command register. As an xAPIC's its halves are two registers.
+    fn icr(&self) -> u64 {
+        let high = if self.x2apic() {
+            self.registers.read_high(register::ICR)
+        } else {
+            self.registers.read(register::ICR_HIGH)
+        };
+        u64::from(high) << 32 | u64::from(self.registers.read(register::ICR))
+    }
+
     /// The processor priority: the higher class of task priority and interrupt in service.
     fn ppr(&self) -> u8 {
-        let in_service = self.isr.highest().unwrap_or(0);
-        if self.tpr >> 4 >= in_service >> 4 { self.tpr } else { in_service & 0xf0 }
+        let (tpr, in_service) = (self.tpr(), self.isr.highest(&self.registers).unwrap_or(0));
+        if tpr >> 4 >= in_service >> 4 { tpr } else { in_service & 0xf0 }
     }
 
     fn logical_id(&self) -> u32 {
@@ -343,19 +363,16 @@ impl Lapic {
             register::ID if self.x2apic() => u32::from(self.id),
             register::ID => u32::from(self.id) << 24,
             register::VERSION => VERSION,
-            register::TPR => u32::from(self.tpr),
+            register::TPR => u32::from(self.tpr()),
             register::PPR => u32::from(self.ppr()),
             // Write-only; and no remote read has ever been answered.
             register::EOI | register::RRD => 0,
             register::LDR => self.logical_id(),
             register::DFR => self.dfr,
             register::SVR => self.svr,
-            register::ISR..register::TMR => self.isr.register(number - register::ISR),
-            register::TMR..register::IRR => self.tmr.register(number - register::TMR),
-            register::IRR..register::ESR => self.irr.register(number - register::IRR),
+            register::ISR..register::ESR => self.registers.read(number),
             register::ESR => self.esr.bits(),
-            register::ICR => (self.icr & 0xffff_ffff) as u32,
-            register::ICR_HIGH => (self.icr >> 32) as u32,
+            register::ICR | register::ICR_HIGH => self.registers.read(number),
             register::LVT_TIMER..=register::LVT_ERROR => self.lvt[(number - register::LVT_TIMER) as usize],
             register::INITIAL_COUNT => self.timer.initial(),
             register::CURRENT_COUNT => {
@@ -370,7 +387,7 @@ impl Lapic {
     /// A register that both modes write alike; `None` where it does not exist.
     fn write_register(&mut self, now: Tsc, number: u32, value: u32) -> Option<Effect> {
         match number {
-            register::TPR => self.tpr = (value & 0xff) as u8,
+            register::TPR => self.registers.write(register::TPR, value & 0xff),
             register::EOI => return Some(self.end_of_interrupt()),
             register::SVR => return Some(self.write_svr(value)),
             register::ESR => {
@@ -420,9 +437,9 @@ impl Lapic {
     }
 
     fn end_of_interrupt(&mut self) -> Effect {
-        let Some(vector) = self.isr.highest() else { return Effect::None };
-        self.isr.set(vector, false);
-        if self.tmr.contains(vector) { Effect::Eoi(vector) } else { Effect::None }
+        let Some(vector) = self.isr.highest(&self.registers) else { return Effect::None };
+        self.isr.set(&self.registers, vector, false);
+        if self.tmr.contains(&self.registers, vector) { Effect::Eoi(vector) } else { Effect::None }
     }
 
     /// Whether this processor is a destination of an 8-bit destination field.
@@ -457,18 +474,19 @@ impl Lapic {
 
     /// Sends the message that the interrupt command register describes.
     fn send(&mut self) {
-        let logical = self.icr & (1 << 11) != 0;
-        let to_self = match self.icr >> 18 & 3 {
-            0 if self.x2apic() => self.addressed_x2apic((self.icr >> 32) as u32, logical),
-            0 => self.addressed((self.icr >> 56) as u8, logical),
+        let icr = self.icr();
+        let logical = icr & (1 << 11) != 0;
+        let to_self = match icr >> 18 & 3 {
+            0 if self.x2apic() => self.addressed_x2apic((icr >> 32) as u32, logical),
+            0 => self.addressed((icr >> 56) as u8, logical),
             1 | 2 => true,
             _ => false,
         };
-        match DeliveryMode::from_bits(self.icr >> 8) {
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.send_fixed((self.icr & 0xff) as u8, to_self),
+        match DeliveryMode::from_bits(icr >> 8) {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.send_fixed((icr & 0xff) as u8, to_self),
             // With the shorthand for self, the manual has fixed interrupts only (SDM vol. 3, "Valid Combinations for the
             // ... Local xAPIC Interrupt Command Register").
-            DeliveryMode::Nmi if to_self && self.icr >> 18 & 3 != 1 => self.nmi = true,
+            DeliveryMode::Nmi if to_self && icr >> 18 & 3 != 1 => self.nmi = true,
             _ => {}
         }
     }
@@ -486,8 +504,8 @@ impl Lapic {
         if vector < 16 {
             self.error(Esr::RECEIVE_ILLEGAL_VECTOR);
         } else {
-            self.irr.set(vector, true);
-            self.tmr.set(vector, level);
+            self.irr.set(&self.registers, vector, true);
+            self.tmr.set(&self.registers, vector, level);
         }
     }
 
@@ -503,8 +521,8 @@ impl Lapic {
         if vector < 16 {
             self.errors |= Esr::RECEIVE_ILLEGAL_VECTOR;
         } else {
-            self.irr.set(vector, true);
-            self.tmr.set(vector, false);
+            self.irr.set(&self.registers, vector, true);
+            self.tmr.set(&self.registers, vector, false);
         }
     }
 }

@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod apic;
 pub mod bus;
 pub mod chipset;
 pub mod config;

@@ -34,7 +34,7 @@ impl Lapic {
                 register::EOI | register::SELF_IPI | register::DFR | register::RRD | register::ICR_HIGH => {
                     Err(GuestFault::GP0)
                 }
-                register::ICR => Ok(self.icr),
+                register::ICR => Ok(self.icr()),
                 register => self.read_register(now, register).map(u64::from).ok_or(GuestFault::GP0),
             },
             _ => Err(GuestFault::GP0),
@@ -69,7 +69,8 @@ impl Lapic {
             if value & 0xffff_ffff & !u64::from(ICR_WRITABLE) != 0 {
                 return Err(GuestFault::GP0);
             }
-            self.icr = value;
+            self.registers.write(register::ICR, (value & 0xffff_ffff) as u32);
+            self.registers.write_high(register::ICR, (value >> 32) as u32);
             self.send();
             return Ok(Effect::None);
         }
@@ -111,9 +112,10 @@ impl Lapic {
             ((true, _), (false, false)) => {
                 // Disabling forgets everything, and leaves what reset would.
                 let (id, tsc, lint0) = (self.id, self.tsc, self.lint0);
-                *self = Lapic { svr: 0xff, lvt: [LVT_MASKED; 6], lint0, ..Lapic::new(id, tsc) };
+                let registers = self.registers.cleared();
+                *self = Lapic { svr: 0xff, lvt: [LVT_MASKED; 6], lint0, ..Lapic::with(id, tsc, registers) };
             }
-            ((true, false), (true, true)) => self.icr &= 0xffff_ffff,
+            ((true, false), (true, true)) => self.registers.write_high(register::ICR, 0),
             _ => {}
         }
         self.base = new;

@@ -1,34 +1,43 @@
 //! One bit for each of the 256 interrupt vectors, as IRR, ISR and TMR hold them.
 
-/// A set of vectors.
+use super::registers::Registers;
+
+/// A set of vectors: eight registers of 32 bits each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Vectors([u64; 4]);
+pub(super) struct Vectors {
+    /// Number of the first register.
+    first: u32,
+    /// Bit n: register n may have a bit set. Where it has not, nothing need be read.
+    occupied: u8,
+}
 
 impl Vectors {
-    pub(super) const NONE: Vectors = Vectors([0; 4]);
-
-    pub(super) const fn contains(&self, vector: u8) -> bool {
-        self.0[(vector >> 6) as usize] & (1 << (vector & 63)) != 0
+    /// The set in eight registers from number `first`, which are 0.
+    pub(super) const fn new(first: u32) -> Vectors {
+        Vectors { first, occupied: 0 }
     }
 
-    pub(super) const fn set(&mut self, vector: u8, present: bool) {
-        let word = &mut self.0[(vector >> 6) as usize];
-        let bit = 1 << (vector & 63);
-        *word = if present { *word | bit } else { *word & !bit };
+    const fn register(self, vector: u8) -> u32 {
+        self.first + (vector >> 5) as u32
+    }
+
+    pub(super) fn contains(self, registers: &Registers, vector: u8) -> bool {
+        registers.read(self.register(vector)) & 1 << (vector & 31) != 0
+    }
+
+    pub(super) fn set(&mut self, registers: &Registers, vector: u8, present: bool) {
+        let (number, bit) = (self.register(vector), 1 << (vector & 31));
+        let old = registers.read(number);
+        let new = if present { old | bit } else { old & !bit };
+        registers.write(number, new);
+        let occupied = 1 << (vector >> 5);
+        self.occupied = if new == 0 { self.occupied & !occupied } else { self.occupied | occupied };
     }
 
     /// The vector of the highest priority.
-    pub(super) fn highest(&self) -> Option<u8> {
-        (0..4u8).rev().find_map(|n| {
-            let word = self.0[usize::from(n)];
-            let bit = word.checked_ilog2()?;
-            Some(n << 6 | u8::try_from(bit).ok()?)
-        })
-    }
-
-    /// 32 of the bits, as register `n` (0 to 7) shows them.
-    pub(super) const fn register(&self, n: u32) -> u32 {
-        let word = self.0[(n >> 1 & 3) as usize];
-        if n & 1 == 0 { (word & 0xffff_ffff) as u32 } else { (word >> 32) as u32 }
+    pub(super) fn highest(self, registers: &Registers) -> Option<u8> {
+        let n = u8::try_from(self.occupied.checked_ilog2()?).ok()?;
+        let bit = registers.read(self.first + u32::from(n)).checked_ilog2()?;
+        Some(n << 5 | u8::try_from(bit).ok()?)
     }
 }

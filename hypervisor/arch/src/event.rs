@@ -70,6 +70,14 @@ impl Event {
         Event { kind: EventKind::External, vector, error: None, length: 0 }
     }
 
+    /// Whether RF is set in the flags that its delivery saves: a fault's instruction is executed again, and its own
+    /// breakpoint must not stop it a second time. Not for debug exceptions, which come before the instruction or behind
+    /// it (SDM vol. 3, "Masking Exceptions and Interrupts": "RF (Resume) Flag").
+    pub const fn sets_resume_flag(&self) -> bool {
+        matches!(self.kind, EventKind::HardwareException)
+            && !matches!(self.vector, vector::DB | vector::BP | vector::OF | vector::DF | vector::MC)
+    }
+
     /// A hardware exception.
     pub const fn exception(vector: u8, error: Option<u32>) -> Event {
         Event { kind: EventKind::HardwareException, vector, error, length: 0 }

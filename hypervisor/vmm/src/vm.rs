@@ -7,12 +7,14 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::cr::Rflags;
 use lamina_arch::event::Event;
 use lamina_arch::exit::Kind;
+use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
 use crate::chipset::{Chipset, ChipsetSetup};
-use crate::config::{Boot, VmConfig};
+use crate::config::VmConfig;
 use crate::console::Console;
 use crate::cpu_model::Model;
 use crate::cpuid::{Cpuid, ModelInput};
@@ -64,8 +66,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) vcpu: V,
     pub(crate) chipset: C,
     pub(crate) memory: GuestMemory,
-    /// It started in firmware.
-    pub(crate) firmware: bool,
+    /// An address without memory or device is open bus wherever it is: see `exit::mmio`.
+    pub(crate) open_bus: bool,
     pub(crate) tables: NestedTables<V::Nested>,
     pub(crate) cpuid: Cpuid,
     pub(crate) msrs: Msrs,
@@ -116,7 +118,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     vcpu,
                     chipset: C::new(&setup),
                     memory,
-                    firmware: matches!(config.boot, Boot::Firmware(_)),
+                    open_bus: images.expect_a_pc(),
                     tables,
                     msrs: Msrs::new(cpuid.physical_bits()),
                     cpuid,
@@ -217,8 +219,13 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         Ok(())
     }
 
-    /// Makes `event` happen at the next entry.
+    /// Makes `event` happen at the next entry. A fault costs a read of RFLAGS, and a write; no processor sets RF for what
+    /// is injected.
     pub(crate) fn inject(&mut self, event: Event) {
+        if event.sets_resume_flag() {
+            let flags = self.vcpu.read(SysReg::Rflags);
+            self.vcpu.write(SysReg::Rflags, flags | Rflags::RF.bits());
+        }
         if let Some(trace) = &mut self.trace {
             trace.event(event, trace::registers(&mut self.vcpu));
         }

@@ -69,6 +69,8 @@ pub struct VmxVcpu {
     captured: Captured,
     /// To be injected at the next entry.
     event: Option<Event>,
+    /// An instruction was stepped over with RFLAGS.TF set: its trap is pending, and goes before any interrupt.
+    trap_pending: bool,
     /// Processor-based controls as the VMCS has them.
     processor_controls: u32,
     extended: ExtendedState,
@@ -95,6 +97,7 @@ impl VmxVcpu {
             cache: Cache::default(),
             captured: Captured::default(),
             event: None,
+            trap_pending: false,
             processor_controls: shared.controls.processor,
             extended: ExtendedState::new(),
             switched: [0; SWITCHED.len()],
@@ -167,6 +170,7 @@ impl VmxVcpu {
             if flags & Rflags::TF.bits() != 0 {
                 let pending = vmcs.read(field::GUEST_PENDING_DEBUG);
                 vmcs.write(field::GUEST_PENDING_DEBUG, pending | SINGLE_STEP);
+                self.trap_pending = true;
             }
         }
         let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
@@ -229,6 +233,7 @@ impl Vcpu for VmxVcpu {
         resume(&mut vmcs, &mut self.cache, self.event.take(), deadline, shift);
         // Nothing is known of the registers any more once the guest runs.
         self.cache.forget();
+        self.trap_pending = false;
         // SAFETY, of both here and of the one below: this VMCS is current, `setup` wrote its host state on this processor,
         // and `load` moved this vCPU's extended state and MSRs in (the run loop loads before it runs).
         let mut entered = if vmcs.is_launched() {
@@ -277,6 +282,7 @@ impl Vcpu for VmxVcpu {
             // SAFETY: as said above; it has been launched, as the guest has exited.
             entered = unsafe { entry::resume(&mut self.frame) };
         };
+        self.trap_pending = false;
         self.captured = capture(&vmcs, reason);
         if reason & ENTRY_FAILURE != 0 {
             return Err(self.failed_late());
@@ -472,7 +478,7 @@ impl Vcpu for VmxVcpu {
             interrupts_enabled: flags & Rflags::IF.bits() != 0,
             shadow: state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0,
             nmi_blocked: state & BLOCKING_BY_NMI != 0,
-            event_pending: self.event.is_some(),
+            event_pending: self.event.is_some() || self.trap_pending,
         }
     }
 

@@ -14,10 +14,10 @@ use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// Whether a PC has a bus behind `gpa`, so that an address without a device is open bus and no error. On a PC it is
-/// behind all that is no memory, and what firmware starts may rely on it; a kernel that was given a map of its memory
-/// goes beyond by mistake only, and is told from that.
+/// behind all that is no memory, and firmware and Multiboot images may rely on it; a bzImage or a plain ELF file, which
+/// was given a map of its memory by us, goes beyond by mistake only, and that is its end.
 pub const fn is_bus<V: Vcpu, C>(vm: &Vm<V, C>, gpa: Gpa) -> bool {
-    vm.firmware
+    vm.open_bus
         || (layout::LOW_MEMORY_END.0 <= gpa.0 && gpa.0 < layout::HIGH_MEMORY.0)
         || (layout::PCI_HOLE.0 <= gpa.0 && gpa.0 < layout::ABOVE_4G.0)
 }

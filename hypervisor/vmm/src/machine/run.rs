@@ -254,11 +254,12 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
     }
 }
 
-/// HLT, with RIP past it: `None` where an interrupt waits already.
+/// HLT, with RIP past it: `None` where an interrupt waits already, or a single step traps behind it.
 fn halt<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) -> Option<Left> {
-    let enabled = vm.vcpu.read(SysReg::Rflags) & Rflags::IF.bits() != 0;
+    let flags = vm.vcpu.read(SysReg::Rflags);
+    let enabled = flags & Rflags::IF.bits() != 0;
     vm.awaits_nmi = false;
-    if vm.nmi_waits || enabled && vm.chipset.interrupt_pending() {
+    if vm.nmi_waits || flags & Rflags::TF.bits() != 0 || enabled && vm.chipset.interrupt_pending() {
         None
     } else if enabled {
         Some(Left::Waits)

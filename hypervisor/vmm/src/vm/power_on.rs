@@ -15,7 +15,7 @@ use crate::config::{Blob, Boot, VmConfig, blob_bytes, check_cdrom, check_firmwar
 use crate::frames::{FramePool, STOCK_LOW, fill_stock};
 use crate::host::HostMemory;
 use crate::layout::COM1_PORT;
-use crate::load::{self, InitialState, LoadArgs, Module, Rsdp};
+use crate::load::{self, ImageKind, InitialState, LoadArgs, Module, Rsdp};
 use crate::memory::{Backing, GuestMemory};
 
 /// The images of a VM, found and checked as far as that is possible without loading them.
@@ -68,6 +68,17 @@ impl<'a> Images<'a> {
         let vga_bios = config.vga.and_then(|vga| vga.bios).map(|blob| part(image, "vga", blob)).transpose()?;
         vga_bios.map_or(Ok(()), check_vga_bios).map_err(wrong("vga"))?;
         Ok(Images { boot, cdrom, vga_bios })
+    }
+
+    /// Whether what starts may rely on all addresses of a PC: firmware, which finds out by itself where memory ends, and
+    /// Multiboot images, which run on machines of all kinds and may try the same.
+    pub(super) fn expect_a_pc(&self) -> bool {
+        match &self.boot {
+            Start::Firmware { .. } => true,
+            Start::Kernel { kernel, .. } => {
+                matches!(load::identify(kernel), Ok(ImageKind::Multiboot | ImageKind::Multiboot2))
+            }
+        }
     }
 
     /// Takes the VM's memory; firmware is in it then.

@@ -1,10 +1,11 @@
 //! How VMs end: what the console says, what the machine's status is, and that nobody else notices.
 
 use lamina_arch::addr::Gpa;
+use lamina_arch::cr::Rflags;
 use lamina_arch::event::{Event, vector};
 use lamina_arch::exit::{Exit, NestedFault, Width};
 use lamina_arch::hypercall as abi;
-use lamina_arch::regs::SysReg;
+use lamina_arch::regs::{Gpr, SysReg};
 
 use super::*;
 use crate::config::Blob;
@@ -68,6 +69,14 @@ fn cli_hlt_is_an_orderly_end() {
 }
 
 #[test]
+fn a_halt_that_is_stepped_over_ends_at_once() {
+    // With interrupts off, nothing but the trap behind it can.
+    let steps = [hlt().with(|cpu| cpu.write(SysReg::Rflags, Rflags::TF.bits()))];
+    let world = run_one(steps.into_iter().chain(print("stepped\n")));
+    assert_eq!(world.lines()[0], "[a] stepped");
+}
+
+#[test]
 fn reasons_name_what_happened_and_where() {
     let at = "0x100000";
     assert_eq!(reason_of(Step::exit(Exit::TripleFault)), format!("triple fault at rip {at} (status 0)"));
@@ -105,6 +114,26 @@ fn an_access_outside_of_memory_ends_the_vm() {
     // And so are stacks and descriptor tables there, which the processor reads to deliver an event.
     let delivering = touch(REGISTER, false).interrupting(Event::exception(vector::PF, Some(0)));
     assert_eq!(reason_of(delivering), format!("read outside its memory at {device}"));
+}
+
+#[test]
+fn a_multiboot_image_finds_an_open_bus_outside_of_memory() {
+    // MOV EAX, [RDI], behind a Multiboot 1 header that an ELF file has between its program header and its code.
+    let mut code = [0x90; 32];
+    code[..4].copy_from_slice(&[0x8b, 0x07, 0x90, 0x90]);
+    let header = [0x1bad_b002_u32, 0, 0u32.wrapping_sub(0x1bad_b002)];
+    for (place, word) in code[8..].chunks_mut(4).zip(header) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    let notes = Notes::new();
+    let beyond = 64 * MIB;
+    let steps = [
+        touch(Gpa(beyond), false).with(move |cpu| cpu.gprs().set(Gpr::Rdi, beyond)),
+        notes.note(|cpu| (cpu.gprs().get(Gpr::Rax), cpu.read(SysReg::Rip) - ENTRY)),
+        power_off(),
+    ];
+    let (_, world) = Bench::new().vm("a", script(steps)).code(&code).run::<FakeChipset>();
+    assert_eq!(notes.taken(), [(0xffff_ffff, 2)], "{}", world.text());
 }
 
 #[test]

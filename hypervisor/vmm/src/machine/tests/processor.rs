@@ -1,6 +1,6 @@
 //! MSRs, CPUID, control registers and XCR0.
 
-use lamina_arch::cr::{Cr0, Cr4, Efer};
+use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, vector};
 use lamina_arch::exit::{CrAccess, CrExit, Exit};
 use lamina_arch::hypercall as abi;
@@ -53,6 +53,16 @@ fn an_msr_that_is_not_emulated_faults_and_is_counted() {
     let (mut machine, _) = Bench::new().vm("a", script(steps)).boot::<FakeChipset>();
     assert_eq!(machine.step(), None);
     assert_eq!(alive(&machine, 0).unwrap().counters.msr_faults, 2);
+}
+
+#[test]
+fn what_is_executed_again_has_the_resume_flag() {
+    let flags = |cpu: &mut FakeVcpu| cpu.read(SysReg::Rflags) & Rflags::RF.bits();
+    assert_eq!(after(|_| {}, rdmsr(0x1234), flags).1, Rflags::RF.bits(), "#GP");
+    assert_eq!(after(|_| {}, Step::exit(Exit::Undefined), flags).1, Rflags::RF.bits(), "#UD");
+    assert_eq!(after(|_| {}, cpuid(0, 0), flags).1, 0);
+    // A debug exception leaves it to its handler.
+    assert_eq!(after(|_| {}, Step::exit(Exit::Debug { dr6: 1 }), flags).1, 0, "#DB");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! Owns its registers, the MSRs IA32_APIC_BASE and IA32_TSC_DEADLINE, and which interrupt the processor takes next.
 //! Knows of one processor: messages to others reach nobody. INIT, SMI and start-up messages have no effect.
 //!
-//! The registers stay at their reset address; moving them elsewhere is refused with #GP. Suppression of EOI broadcasts
-//! and the CMCI entry of the LVT are not offered, and remote read is answered with 0.
+//! The registers can be moved within the hole for devices below 4 GiB; elsewhere is refused with #GP. Suppression of EOI
+//! broadcasts and the CMCI entry of the LVT are not offered, and remote read is answered with 0.
 
 mod msrs;
 mod registers;
@@ -13,8 +13,10 @@ mod vectors;
 
 use crate::ioapic::{DeliveryMode, Message};
 use bitflags::bitflags;
+use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::layout;
 use registers::Registers;
 use timer::{Mode, Timer};
 use vectors::Vectors;
@@ -96,6 +98,8 @@ pub struct Lapic {
     id: u8,
     tsc: Frequency,
     base: Base,
+    /// Where the registers are. A multiple of 4 KiB.
+    address: Gpa,
     /// Task priority, interrupt command, and what the three sets of vectors below are in.
     registers: Registers,
     svr: u32,
@@ -127,6 +131,7 @@ impl Lapic {
             id,
             tsc,
             base: Base::BSP.union(Base::EN),
+            address: layout::LAPIC,
             registers,
             svr: 0xff,
             ldr: 0,
@@ -147,9 +152,11 @@ impl Lapic {
         lapic
     }
 
-    /// Whether the registers are in memory: enabled, and not as an x2APIC.
-    pub const fn in_memory(&self) -> bool {
-        self.base.contains(Base::EN) && !self.x2apic()
+    /// The offset of `gpa` in the page of the registers; `None` where they are elsewhere, or not in memory: that is when
+    /// the local APIC is disabled or an x2APIC.
+    pub const fn offset_of(&self, gpa: Gpa) -> Option<u64> {
+        let offset = gpa.0.wrapping_sub(self.address.0);
+        if offset < PAGE_4K && self.base.contains(Base::EN) && !self.x2apic() { Some(offset) } else { None }
     }
 
     /// Reads from `offset` in the page; registers are doublewords at multiples of 16.

@@ -365,12 +365,27 @@ fn transitions_of_apic_base() {
 }
 
 #[test]
-fn apic_base_refuses_reserved_bits_and_other_addresses() {
+fn apic_base_refuses_reserved_bits_and_where_memory_may_be() {
     let mut lapic = lapic();
-    for value in [BASE | 0x901, BASE | 0xb00, 0xfee0_1900, 0x1_fee0_0900, 0x900] {
+    for value in [BASE | 0x901, BASE | 0xb00, 0x1_fee0_0900, 1 << 46 | BASE | 0x900, 0x900, 0xbfff_f900] {
         assert_eq!(lapic.write_msr(NOW, msr::IA32_APIC_BASE, value), Err(GuestFault::GP0), "{value:#x}");
     }
     assert_eq!(lapic.read_msr(NOW, msr::IA32_APIC_BASE), Ok(BASE | 0x900));
+}
+
+#[test]
+fn the_registers_go_where_apic_base_says() {
+    let mut lapic = lapic();
+    assert_eq!(lapic.offset_of(layout::LAPIC + 0x30), Some(0x30));
+    for value in [0xfed4_0900, 0xc000_0900, 0xffff_f900] {
+        assert!(lapic.write_msr(NOW, msr::IA32_APIC_BASE, value).is_ok());
+        assert_eq!(lapic.apic_base(), value);
+        let page = Gpa(value & !0xfff);
+        assert_eq!((lapic.offset_of(page), lapic.offset_of(page + 0xfff)), (Some(0), Some(0xfff)));
+        assert_eq!([page + PAGE_4K, Gpa(page.0 - 1), layout::LAPIC].map(|at| lapic.offset_of(at)), [None; 3]);
+    }
+    assert!(lapic.write_msr(NOW, msr::IA32_APIC_BASE, BASE | 0x900).is_ok());
+    assert_eq!(lapic.offset_of(layout::LAPIC + 0x80), Some(0x80));
 }
 
 #[test]
@@ -381,7 +396,7 @@ fn disabling_resets() {
     assert!(lapic.write_msr(NOW, msr::IA32_APIC_BASE, BASE | 0x100).is_ok());
     assert!(lapic.passes_extint());
     assert!(!lapic.accept(&fixed(0x60, false)));
-    assert!(!lapic.in_memory());
+    assert_eq!(lapic.offset_of(layout::LAPIC), None);
     assert_eq!((lapic.deliverable(), lapic.next_deadline()), (None, None));
     assert!(lapic.write_msr(NOW, msr::IA32_APIC_BASE, BASE | 0x900).is_ok());
     assert_eq!((read(&mut lapic, 0x80), read(&mut lapic, 0xf0), read(&mut lapic, 0x350)), (0, 0xff, 0x1_0000));
@@ -393,7 +408,7 @@ fn x2apic_registers_are_msrs_and_no_longer_in_memory() {
     assert_eq!(lapic.read_msr(NOW, 0x802), Err(GuestFault::GP0), "not before the change of mode");
     assert_eq!(lapic.write_msr(NOW, 0x80b, 0), Err(GuestFault::GP0));
     let mut lapic = x2apic();
-    assert!(!lapic.in_memory());
+    assert_eq!(lapic.offset_of(layout::LAPIC), None);
     assert_eq!(lapic.read_msr(NOW, 0x802), Ok(3));
     assert_eq!(lapic.read_msr(NOW, 0x803), Ok(0x0005_0014));
     assert_eq!(lapic.read_msr(NOW, 0x80d), Ok(0x0000_0008), "cluster 0, bit 3");

@@ -182,8 +182,8 @@ impl Chipset for Pc {
 
     fn mmio_read(&mut self, now: Tsc, gpa: Gpa, data: &mut [u8]) -> bool {
         self.advance(now);
-        match self.memory.find(gpa) {
-            Some((Page::Lapic, offset)) if self.lapic.in_memory() => {
+        match self.page(gpa) {
+            Some((Page::Lapic, offset)) => {
                 self.lapic.read(self.now, offset, data);
                 // An error may have become an interrupt, and a timer that was read may have expired.
                 self.refresh(Timer::Lapic);
@@ -213,8 +213,8 @@ impl Chipset for Pc {
 
     fn mmio_write(&mut self, now: Tsc, gpa: Gpa, data: &[u8]) -> bool {
         self.advance(now);
-        match self.memory.find(gpa) {
-            Some((Page::Lapic, offset)) if self.lapic.in_memory() => {
+        match self.page(gpa) {
+            Some((Page::Lapic, offset)) => {
                 let effect = self.lapic.write(self.now, offset, data);
                 if offset >= LAPIC_TIMER_UNCONCERNED {
                     self.refresh(Timer::Lapic);
@@ -401,6 +401,14 @@ impl Pc {
         }
     }
 
+    /// Who answers at `gpa`. The local APIC goes before what is at its place, as it is nearer to the processor.
+    fn page(&self, gpa: Gpa) -> Option<(Page, u64)> {
+        match self.lapic.offset_of(gpa) {
+            Some(offset) => Some((Page::Lapic, offset)),
+            None => self.memory.find(gpa),
+        }
+    }
+
     /// Asks a timer anew when it is due.
     fn refresh(&mut self, timer: Timer) {
         let deadline = match timer {
@@ -565,7 +573,6 @@ fn memory_map(extras: &Extras) -> Result<Bus<Gpa, Page>, Overlap> {
         map.claim(layout::HPET, PAGE_4K, Page::Hpet)?;
     }
     map.claim(layout::IOAPIC, PAGE_4K, Page::IoApic)?;
-    map.claim(layout::LAPIC, PAGE_4K, Page::Lapic)?;
     Ok(map)
 }
 

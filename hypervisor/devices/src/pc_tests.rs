@@ -199,6 +199,22 @@ fn the_ways_of_the_8259s_output() {
 }
 
 #[test]
+fn the_local_apic_answers_where_it_was_moved_to_and_not_where_it_was() {
+    let mut rig = Rig::new();
+    let mut data = [0; 4];
+    // Its new place may be a device's: it goes before that.
+    for at in [Gpa(0xfed4_0000), layout::IOAPIC] {
+        rig.pc.msr_write(Tsc(0), msr::IA32_APIC_BASE, at.0 | 0x900).unwrap();
+        assert!(rig.pc.mmio_read(Tsc(0), at + 0x30, &mut data));
+        assert_eq!(data, [0x14, 0, 5, 0]);
+        assert!(!rig.pc.mmio_read(Tsc(0), layout::LAPIC + 0x30, &mut data));
+        assert_eq!(data, [0xff; 4]);
+        assert!(rig.pc.mmio_write(Tsc(0), at + 0x80, &[0x20, 0, 0, 0]));
+        assert_eq!(rig.pc.cr8(), 2);
+    }
+}
+
+#[test]
 fn a_level_triggered_sci_comes_again_until_it_is_cleared() {
     let mut rig = Rig::new();
     rig.ioapic_write(0x10 + 2 * 9, 0x8000 | 0x50);

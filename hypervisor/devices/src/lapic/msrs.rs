@@ -5,6 +5,7 @@
 
 use super::timer::Mode;
 use super::{Base, Effect, ICR_WRITABLE, LVT_MASKED, LVT_WRITABLE, Lapic, SVR_WRITABLE, register};
+use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::msr;
 use lamina_arch::time::Tsc;
@@ -16,7 +17,7 @@ const LVT_READ_ONLY: u32 = 1 << 14 | 1 << 12;
 impl Lapic {
     /// IA32_APIC_BASE.
     pub const fn apic_base(&self) -> u64 {
-        layout::LAPIC.0 | self.base.bits()
+        self.address.0 | self.base.bits()
     }
 
     /// RDMSR.
@@ -100,7 +101,9 @@ impl Lapic {
     /// disabled, from disabled to xAPIC only).
     fn write_base(&mut self, now: Tsc, value: u64) -> Result<Effect, GuestFault> {
         let new = Base::from_bits_truncate(value);
-        if value & !Base::all().bits() != layout::LAPIC.0 {
+        let address = value & !Base::all().bits();
+        // Beyond the hole, there may be memory, which is mapped for the guest and would hide the registers.
+        if !address.is_multiple_of(PAGE_4K) || !(layout::PCI_HOLE.0..layout::ABOVE_4G.0).contains(&address) {
             return Err(GuestFault::GP0);
         }
         self.advance(now);
@@ -119,6 +122,7 @@ impl Lapic {
             _ => {}
         }
         self.base = new;
+        self.address = Gpa(address);
         Ok(Effect::Accepting)
     }
 }

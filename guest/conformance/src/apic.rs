@@ -20,6 +20,8 @@ const LVT_TIMER: u64 = 0x320;
 const INITIAL: u64 = 0x380;
 const CURRENT: u64 = 0x390;
 const DIVIDE: u64 = 0x3e0;
+/// The task priority register's address: it keeps eight bits.
+pub const TASK_PRIORITY: u64 = LOCAL + TPR;
 /// The interrupt command for an NMI. To self, but by its number: the shorthand knows fixed interrupts only.
 pub const SELF_NMI: u32 = 1 << 14 | 4 << 8;
 
@@ -104,6 +106,11 @@ pub fn self_ipi(vector: u8) {
     write(ICR, 1 << 18 | 1 << 14 | u32::from(vector));
 }
 
+/// Sets the task priority.
+pub fn set_priority(value: u32) {
+    write(TPR, value);
+}
+
 /// An NMI to self.
 pub fn self_nmi() {
     command();
@@ -180,6 +187,18 @@ fn timer(mode: u32, ticks: u32) {
     write(DIVIDE, 0b1011);
     write(LVT_TIMER, mode << 17 | u32::from(VECTOR));
     write(INITIAL, ticks);
+}
+
+/// The timer interrupts once, after so many of its ticks.
+pub fn start_timer(ticks: u32) {
+    timer(0, ticks);
+}
+
+/// It does not.
+pub fn stop_timer() {
+    write(INITIAL, 0);
+    write(LVT_TIMER, 1 << 16);
+    breathe();
 }
 
 fn one_shot() -> Verdict {

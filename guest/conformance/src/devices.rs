@@ -11,7 +11,7 @@ use crate::{Test, Verdict, same};
 const TPR: u64 = 0xfee0_0080;
 const IO: u64 = 0xfec0_0000;
 /// Where nothing is: reads give ones, writes go nowhere.
-const HOLE: u64 = 0xff00_0000;
+pub const HOLE: u64 = 0xff00_0000;
 
 pub const TESTS: &[Test] = &[
     ("device: mov, add, xor, not, neg", arithmetic),

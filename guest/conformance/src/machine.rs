@@ -10,13 +10,20 @@ pub static RESUME: AtomicU64 = AtomicU64::new(0);
 /// How many events there were, and of the last one: vector, error code, saved RIP.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static LAST: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
-/// RIPs of the first debug exceptions, relative to one another.
+/// How many debug exceptions there were.
 pub static STEPS: AtomicU32 = AtomicU32::new(0);
+/// The vectors of the last eight events, the latest in the lowest byte.
+pub static ORDER: AtomicU64 = AtomicU64::new(0);
+/// The flags that the last event saved.
+static FLAGS: AtomicU64 = AtomicU64::new(0);
 
 /// Local interrupt vectors that tests may use.
 pub const VECTOR: u8 = 0x35;
 /// A second one, of a higher priority class only by [`VECTOR`]'s measure.
 pub const SECOND: u8 = 0x25;
+
+/// The flag that keeps an instruction's own breakpoint from stopping it again.
+pub const RESUME_FLAG: u64 = 1 << 16;
 
 /// Has everything that tests raise recorded.
 pub fn install() {
@@ -37,6 +44,11 @@ fn record(frame: &mut Frame) {
     unsafe { asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack, preserves_flags)) };
     for (slot, value) in LAST.iter().zip([frame.vector, frame.error, frame.rip, cr2]) {
         slot.store(value, Ordering::Relaxed);
+    }
+    ORDER.store(order() << 8 | frame.vector & 0xff, Ordering::Relaxed);
+    FLAGS.store(frame.rflags, Ordering::Relaxed);
+    if super::user::leave(frame) {
+        return;
     }
     let resume = RESUME.swap(0, Ordering::Relaxed);
     if resume != 0 {
@@ -71,6 +83,17 @@ pub struct Raised {
 pub fn forget() {
     COUNT.store(0, Ordering::Relaxed);
     STEPS.store(0, Ordering::Relaxed);
+    ORDER.store(0, Ordering::Relaxed);
+}
+
+/// The vectors of the events since [`forget`], up to eight of them, the latest in the lowest byte.
+pub fn order() -> u64 {
+    ORDER.load(Ordering::Relaxed)
+}
+
+/// RFLAGS as the last event saved them.
+pub fn saved_flags() -> u64 {
+    FLAGS.load(Ordering::Relaxed)
 }
 
 /// How many events there were since [`forget`].

@@ -9,11 +9,15 @@
 #![allow(clippy::macro_metavars_in_unsafe, reason = "the macro that awaits exceptions is for this crate alone")]
 
 mod apic;
+mod debug;
+mod delivery;
 mod devices;
 mod events;
 mod legacy;
 mod machine;
+mod paging;
 mod registers;
+mod user;
 
 use guest_rt::{Boot, println};
 
@@ -37,8 +41,20 @@ pub type Test = (&'static str, fn() -> Verdict);
 
 fn main(_: &Boot) -> u32 {
     machine::install();
+    user::install();
     let mut failed = 0;
-    for tests in [registers::TESTS, events::TESTS, apic::TESTS, devices::TESTS, legacy::TESTS, apic::MODES] {
+    for tests in [
+        registers::TESTS,
+        events::TESTS,
+        debug::TESTS,
+        delivery::TESTS,
+        user::TESTS,
+        paging::TESTS,
+        apic::TESTS,
+        devices::TESTS,
+        legacy::TESTS,
+        apic::MODES,
+    ] {
         for (name, test) in tests {
             match test() {
                 Ok(()) => println!("PASS {name}"),

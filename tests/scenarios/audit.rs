@@ -44,7 +44,7 @@ fn planted(stage: &Stage) -> Result<()> {
         ("dirty-frame", r"the stock: frame 0x[0-9a-f]+ is not clear"),
         ("writable-code", r"the hypervisor's page at 0x[0-9a-f]+ can be written and run"),
     ] {
-        let mut machine = stage.boot_built_with("plant", VMS)?;
+        let mut machine = stage.built_with("plant").boot(VMS)?;
         machine.expect(r"^\[second\] touched 8 MiB$")?;
         machine.type_line(&format!("plant {kind}"));
         machine.expect(&format!(r"^\[lamina\] plant: {kind} is done$"))?;

@@ -29,6 +29,7 @@ mod memtest_ia32;
 mod memtest_x64;
 mod multiboot;
 mod outside;
+mod planted_bugs;
 mod refused_bundle;
 mod refused_on_host;
 mod refused_processor;
@@ -65,6 +66,8 @@ fn main() {
         refused_bundle::SCENARIO,
         audit::SCENARIO,
         audit::PLANTED,
+        planted_bugs::ON_HOST,
+        planted_bugs::ON_MACHINE,
         refused_processor::SCENARIO,
         uefi::SCENARIO,
         lazy::SCENARIO,

@@ -56,6 +56,19 @@ pub(crate) fn xtask(arguments: &[&str], directory: &Path, limit: Duration) -> Re
     Ok(Outcome { status: status.code(), output: text(output), errors: text(errors) })
 }
 
+/// `cargo test` with these arguments, in the workspace.
+///
+/// # Errors
+/// It cannot be started.
+pub fn cargo_test(arguments: &[&str]) -> Result<Outcome> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.arg("test").args(arguments).current_dir(paths::workspace()).stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
+    let output = command.output().context("cannot start cargo")?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Outcome { status: output.status.code(), output: text(output.stdout), errors: text(output.stderr) })
+}
+
 /// Reads to the end beside everything else, so that neither pipe fills up.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {

@@ -12,8 +12,11 @@ mod table;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use anyhow::Context;
 use libtest_mimic::{Arguments, Failed, Trial};
 use xtask::backend::Name;
+
+use crate::Stage;
 
 pub use docs::{page, path};
 use expected::{Case, Expected};
@@ -91,6 +94,17 @@ pub fn main() -> ! {
         println!("skipped: [{other}] hostile: takes minutes; `--on {other}` runs it there");
     }
     conclusion.exit()
+}
+
+/// The cases of a chapter whose guests come back and that do not do so as they must on `stage`, with what they said.
+///
+/// # Errors
+/// There is no such chapter.
+pub fn failing(stage: &Stage, chapter: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let chapter = CHAPTERS.iter().find(|found| found.id == chapter).context("there is no such chapter")?;
+    let cases: Vec<_> = chapter.cases.iter().filter(|case| matches!(case.expected, Expected::Sees(_))).collect();
+    let results = run::run_on(stage, Batch::Together(0), &cases);
+    Ok(results.into_iter().filter_map(|(name, result)| Some((name, result.err()?))).collect())
 }
 
 /// The tests of one machine.

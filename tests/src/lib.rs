@@ -20,7 +20,7 @@ use clap::ValueEnum;
 use libtest_mimic::{Arguments, Failed, Trial};
 use xtask::backend::{self, Host, Name};
 
-pub use command::Outcome;
+pub use command::{Outcome, cargo_test};
 pub use running::Running;
 pub use stage::Stage;
 /// What a machine is booted on.

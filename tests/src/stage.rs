@@ -24,12 +24,19 @@ const MEMORY: u64 = 512 << 20;
 pub struct Stage {
     backend: Option<Name>,
     limit: Duration,
+    feature: Option<&'static str>,
     skipped: RefCell<Vec<(String, String)>>,
 }
 
 impl Stage {
     pub(crate) fn new(backend: Option<Name>, limit: Duration) -> Self {
-        Self { backend, limit, skipped: RefCell::default() }
+        Self { backend, limit, feature: None, skipped: RefCell::default() }
+    }
+
+    /// The same stage, with the hypervisor built with a feature of its crate.
+    #[must_use]
+    pub fn built_with(&self, feature: &'static str) -> Self {
+        Self { feature: Some(feature), ..Self::new(self.backend, self.limit) }
     }
 
     /// A part of the scenario was left out on this backend: the summary says so, with the reason.
@@ -57,14 +64,6 @@ impl Stage {
         self.start(&Request::text(config, paths::workspace()).memory(Some(memory)))
     }
 
-    /// The same, with the hypervisor built with a feature of its crate.
-    ///
-    /// # Errors
-    /// As [`Stage::boot`].
-    pub fn boot_built_with(&self, feature: &'static str, config: &str) -> Result<Running> {
-        self.start(&Request::text(config, paths::workspace()).built_with(feature))
-    }
-
     /// Boots the machines of a file, its path relative to the workspace's root.
     ///
     /// # Errors
@@ -84,7 +83,8 @@ impl Stage {
     }
 
     fn start(&self, request: &Request) -> Result<Running> {
-        let prepared = request.clone().on(Some(self.backend()?)).timeout(self.limit).prepare()?;
+        let request = request.clone().on(Some(self.backend()?)).timeout(self.limit).built_with(self.feature);
+        let prepared = request.prepare()?;
         Ok(Running::new(prepared.start()?))
     }
 

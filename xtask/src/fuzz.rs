@@ -62,13 +62,21 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
 /// The machine could not be booted, or something happened that must not: a panic, the end of the VM, a stall, a witness
 /// that was harmed. It says how to repeat the run.
 pub fn run(seed: u64, steps: u64, on: Option<Name>) -> Result<String> {
+    run_built_with(None, seed, steps, on)
+}
+
+/// The same, with the hypervisor built with this feature of its crate.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_built_with(feature: Option<&'static str>, seed: u64, steps: u64, on: Option<Name>) -> Result<String> {
     let config = format!(
         "[[vm]]\nname = \"fuzz\"\nkernel = \"guest:hostile\"\nmemory = \"16M\"\ncmdline = \"seed={seed} steps={steps}\"\n\
          [[vm]]\nname = \"witness\"\nkernel = \"guest:witness\"\nmemory = \"16M\"\n"
     );
     let thousands = u32::try_from(steps / 1000).unwrap_or(u32::MAX);
     let limit = LEAST.saturating_add(PER_THOUSAND.saturating_mul(thousands));
-    let prepared = Request::text(config, paths::workspace()).on(on).timeout(limit).prepare()?;
+    let prepared = Request::text(config, paths::workspace()).on(on).timeout(limit).built_with(feature).prepare()?;
     let backend = prepared.backend().name();
     let mut machine = prepared.start()?;
     judge(&mut machine, seed, steps).map_err(|error| {

@@ -41,6 +41,25 @@ pub const CASES: &[Case] = &[
     ("emulate-xadd", || becomes(code!("lock xadd [rdi], eax"), 7, 9, 16)),
     ("emulate-cmpxchg-equal", || becomes(code!("mov ecx, 0x55", "lock cmpxchg [rdi], ecx"), 7, 7, 0x55)),
     ("emulate-cmpxchg-unequal", || becomes(code!("mov ecx, 0x55", "lock cmpxchg [rdi], ecx"), 7, 8, 7)),
+    ("emulate-upper-half", || {
+        all(|| {
+            for code in [
+                code!("mov eax, [rdi]"),
+                code!("xchg [rdi], eax"),
+                code!("lock xadd [rdi], eax"),
+                code!("add eax, [rdi]"),
+                code!("imul eax, [rdi]"),
+                code!("movzx eax, byte ptr [rdi]"),
+                code!("movsx eax, word ptr [rdi]"),
+            ] {
+                set(3);
+                let ran = Run::new(code).with(RDI, COUNT).with(RAX, 0xffff_ffff_0000_0005).go();
+                expect_end(&ran, Seen::Completes)?;
+                expect("the upper half behind a write of 32 bits", ran.gprs[RAX] >> 32, 0)?;
+            }
+            Ok(())
+        })
+    }),
     ("emulate-flags", || {
         all(|| {
             set(1);

@@ -28,11 +28,15 @@ const WITNESS_VM: &str = "[[vm]]\nname = \"witness\"\nkernel = \"guest:witness\"
 
 /// Runs the cases of a machine.
 pub fn run(batch: Batch, backend: Option<Name>, cases: &[&'static Case]) -> Results {
-    let stage = Stage::new(backend, LIMIT);
+    run_on(&Stage::new(backend, LIMIT), batch, cases)
+}
+
+/// Runs the cases of a machine on `stage`.
+pub fn run_on(stage: &Stage, batch: Batch, cases: &[&'static Case]) -> Results {
     let mut results = Results::new();
     let done = match batch {
-        Batch::Together(_) => together(&stage, cases, &mut results),
-        Batch::Ends | Batch::Holds => alone(&stage, cases, &mut results),
+        Batch::Together(_) => together(stage, cases, &mut results),
+        Batch::Ends | Batch::Holds => alone(stage, cases, &mut results),
     };
     if let Err(error) = done {
         // The first without a result is the one that it went wrong with.

@@ -327,6 +327,7 @@ pub const CHAPTERS: &[Chapter] = &[
             sees("emulate-xadd", "behaves"),
             sees("emulate-cmpxchg-equal", "behaves"),
             sees("emulate-cmpxchg-unequal", "behaves"),
+            sees("emulate-upper-half", "behaves"),
             sees("emulate-flags", "behaves"),
             sees("emulate-bit-offset-negative", "behaves"),
             sees("emulate-bit-offset-far", "behaves"),

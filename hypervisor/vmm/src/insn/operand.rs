@@ -49,6 +49,8 @@ impl<P: Processor> Context<'_, P> {
         let (gpr, shift) = holder(register);
         let value = match register.size() {
             8 => value,
+            // A planted bug, found by `planted_bugs`.
+            4 if cfg!(feature = "plant-width") => self.processor.gpr(gpr) & !0xffff_ffff | value & 0xffff_ffff,
             4 => value & 0xffff_ffff,
             size => {
                 let mask = if size == 2 { 0xffff } else { 0xff };

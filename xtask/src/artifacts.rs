@@ -9,10 +9,13 @@ use serde_json::Value;
 use crate::config::Source;
 use crate::setup::archive::host_architecture;
 use crate::setup::debian::{self, Package};
+use crate::setup::rust;
 use crate::{initramfs, paths, report, rescue};
 
 /// What kernel and guests are built for.
 pub const TARGET: &str = "x86_64-unknown-none";
+/// What programs for a Linux without libraries are built for.
+const LINUX_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Builds the hypervisor.
 ///
@@ -28,7 +31,7 @@ pub fn hypervisor() -> Result<PathBuf> {
 /// It does not build; the compiler's words went to standard error.
 pub fn hypervisor_with(feature: &str) -> Result<PathBuf> {
     let apart = paths::workspace().join("target").join(feature);
-    build_with("lamina", "lamina", |command| {
+    build_with("lamina", "lamina", TARGET, |command| {
         command.args(["--features", feature, "--target-dir"]).arg(apart);
     })
 }
@@ -55,15 +58,24 @@ pub fn locate(source: &Source) -> Result<PathBuf> {
 /// # Errors
 /// It does not build; the compiler's words went to standard error.
 pub fn build(package: &str, program: &str) -> Result<PathBuf> {
-    build_with(package, program, |_| {})
+    build_with(package, program, TARGET, |_| {})
 }
 
-fn build_with(package: &str, program: &str, arguments: impl FnOnce(&mut Command)) -> Result<PathBuf> {
+/// Builds a static program for Linux; `why` is said where its target is missing.
+///
+/// # Errors
+/// The target is missing and cannot be installed, or the program does not build.
+pub fn build_for_linux(package: &str, program: &str, why: &str) -> Result<PathBuf> {
+    rust::ensure_target(LINUX_TARGET, why)?;
+    build_with(package, program, LINUX_TARGET, |_| {})
+}
+
+fn build_with(package: &str, program: &str, target: &str, arguments: impl FnOnce(&mut Command)) -> Result<PathBuf> {
     // The build that started this program handed down where cargo is.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--quiet", "--release", "--target", TARGET, "--package", package])
+        .args(["build", "--quiet", "--release", "--target", target, "--package", package])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(paths::workspace())
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@
 mod exits;
 mod linux;
 pub mod native;
+mod peer;
 mod table;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use clap::{Args, ValueEnum};
 use crate::backend::{self, Name, Refusal};
 use crate::report::say;
 use crate::setup::rust;
+use peer::Peer;
 use table::Table;
 
 /// `cargo xtask bench`
@@ -31,6 +33,9 @@ pub struct Arguments {
     /// How often each figure is measured
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub runs: u32,
+    /// Measure this hypervisor too, in the place of the figures of it that are stored
+    #[arg(long, value_name = "PEER")]
+    pub peer: Option<Peer>,
     /// Write the figures to a file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -63,6 +68,13 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     if wanted(Benchmark::Exits) {
         outcome = exits::measure(&choice.backend, &mut table).context("bench exits");
     }
+    let mut beside = Ok(());
+    if outcome.is_ok()
+        && let Some(Peer::Kvm) = arguments.peer
+    {
+        // That it cannot be had is no reason not to measure the rest.
+        beside = peer::measure(&choice.backend).map(|kvm| table.measured(&kvm)).context("--peer kvm");
+    }
     if outcome.is_ok() && wanted(Benchmark::Linux) {
         outcome = linux::measure(&choice.backend, arguments.runs, &mut table).context("bench linux");
     }
@@ -71,6 +83,6 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(path) = &arguments.json {
         std::fs::write(path, table.json()).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    outcome?;
+    outcome.and(beside)?;
     Ok(if table.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -43,11 +43,29 @@ pub fn busybox(program: &Path) -> Result<Vec<u8>> {
 
 /// Builds an archive in which there is nothing but an `/init`.
 pub fn single(init: &[u8]) -> Vec<u8> {
+    with_init(init).finish()
+}
+
+/// Builds an archive for the program that measures KVM: `/init`, the image `/bench`, and in `/modules` what is to be
+/// loaded, numbered in its order.
+pub fn measuring(init: &[u8], image: &[u8], modules: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = with_init(init);
+    // KVM's device: a character device, as a terminal is (Linux, Documentation/admin-guide/devices.txt).
+    archive.entry("dev/kvm", TERMINAL, (10, 232), b"");
+    archive.entry("bench", PROGRAM, (0, 0), image);
+    archive.entry("modules", DIRECTORY, (0, 0), b"");
+    for (index, (name, bytes)) in modules.iter().enumerate() {
+        archive.entry(&format!("modules/{index}-{name}"), PROGRAM, (0, 0), bytes);
+    }
+    archive.finish()
+}
+
+fn with_init(init: &[u8]) -> Archive {
     let mut archive = Archive::default();
     archive.entry("dev", DIRECTORY, (0, 0), b"");
     archive.entry("dev/console", TERMINAL, (5, 1), b"");
     archive.entry("init", PROGRAM, (0, 0), init);
-    archive.finish()
+    archive
 }
 
 /// An archive being written. Owners, times and inode numbers are fixed, so that the same content gives the same bytes.
@@ -123,6 +141,17 @@ mod tests {
         for (length, (name, mode, content)) in entries.iter().enumerate() {
             assert_eq!((name.len(), *mode, content.len()), (length + 1, PROGRAM, length));
         }
+    }
+
+    #[test]
+    fn what_measures_finds_the_image_the_device_and_its_modules_in_their_order() {
+        let modules = [("b.ko".to_owned(), vec![1]), ("a.ko".to_owned(), vec![2])];
+        let entries = read(&measuring(b"program", b"image", &modules));
+        let names: Vec<_> = entries.iter().map(|(name, ..)| name.as_str()).collect();
+        let expected =
+            ["dev", "dev/console", "init", "dev/kvm", "bench", "modules", "modules/0-b.ko", "modules/1-a.ko"];
+        assert_eq!(names, expected);
+        assert_eq!((entries[3].1, &entries[7].2[..]), (TERMINAL, &[2][..]));
     }
 
     #[test]

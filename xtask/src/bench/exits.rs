@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use regex::Regex;
 
 use super::native;
-use super::table::{Figure, Row, Table};
+use super::table::{Beside, Figure, Row, Table};
 use crate::artifacts;
 use crate::backend::Backend;
 use crate::machine::Machine;
@@ -73,7 +73,8 @@ const CREATE: &str = "vm/create";
 /// VMs that are made for it.
 const CREATED: usize = 16;
 
-type Figures = BTreeMap<String, Figure>;
+/// Figures by name.
+pub type Figures = BTreeMap<String, Figure>;
 
 /// Measures all of it.
 pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
@@ -102,12 +103,7 @@ pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
         memory = "16M"
         "#;
     let switches = figures(boot(backend, two)?).context("two VMs")?;
-    if let Some(way) = switches.get(THERE_AND_BACK) {
-        let half = |value: f64| (value / 2.0).ceil();
-        let figure =
-            Figure { n: way.n, min: half(way.min), median: half(way.median), mean: half(way.mean), max: half(way.max) };
-        lamina.insert(SWITCH.to_owned(), figure);
-    }
+    lamina.extend(switches.get(SWITCH).map(|figure| (SWITCH.to_owned(), *figure)));
     let switch = lamina.get(SWITCH).map_or(0.0, |figure| figure.median);
     lamina.insert(CREATE.to_owned(), creation(backend, switch).context("VMs being made")?);
     for bound in BOUNDS {
@@ -115,7 +111,7 @@ pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
         let native = natively.get(bound.id).copied();
         table.push(Row {
             native,
-            kvm: bound.kvm,
+            kvm: bound.kvm.map(Beside::Stored),
             must: bound.must,
             aim: bound.aim,
             ..Row::new(bound.id, "ticks", *figure)
@@ -158,9 +154,21 @@ fn figures(mut machine: Machine) -> Result<Figures> {
     if let Err(stop) = machine.wait_for(&Regex::new(r"\bR end$")?) {
         anyhow::bail!("{stop}, and the guest has not come to its end\n{}", machine.report(60));
     }
-    let figures: Figures = machine.transcript().lines().iter().filter_map(|line| figure(line)).collect();
+    let figures = figures_of(machine.transcript().lines());
     ensure!(!figures.is_empty(), "no figures\n{}", machine.report(60));
     Ok(figures)
+}
+
+/// The figures in what a machine printed.
+pub fn figures_of(lines: &[String]) -> Figures {
+    let mut figures: Figures = lines.iter().filter_map(|line| figure(line)).collect();
+    if let Some(way) = figures.get(THERE_AND_BACK) {
+        let half = |value: f64| (value / 2.0).ceil();
+        let figure =
+            Figure { n: way.n, min: half(way.min), median: half(way.median), mean: half(way.mean), max: half(way.max) };
+        figures.insert(SWITCH.to_owned(), figure);
+    }
+    figures
 }
 
 /// `R NAME ROUNDS MINIMUM MEDIAN MEAN MAXIMUM`, behind a prefix or none.

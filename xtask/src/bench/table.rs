@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::peer::Measured;
 use crate::backend::Name;
 
 /// What was measured, summed up.
@@ -53,6 +54,25 @@ impl Figure {
     }
 }
 
+/// A figure of KVM's, with `mitigations=off` and by default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Beside {
+    /// Minima that were measured once.
+    Stored([f64; 2]),
+    /// Measured in this run.
+    Measured([Figure; 2]),
+}
+
+impl Beside {
+    /// What the table shows: the stored minima, or the medians.
+    pub fn shown(&self) -> [f64; 2] {
+        match self {
+            Beside::Stored(minima) => *minima,
+            Beside::Measured(figures) => figures.map(|figure| figure.median),
+        }
+    }
+}
+
 /// One row: a figure of Lamina's, and what stands beside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -66,8 +86,8 @@ pub struct Row {
     pub figure: Figure,
     /// The same on the bare machine.
     pub native: Option<Figure>,
-    /// The same under KVM: minimum with `mitigations=off`, and by default. Stored, not measured in this run.
-    pub kvm: Option<[f64; 2]>,
+    /// The same under KVM.
+    pub kvm: Option<Beside>,
     /// The median must not be above this.
     pub must: Option<f64>,
     /// And would better not be above this.
@@ -102,20 +122,25 @@ impl Row {
         if let Some(native) = &self.native {
             rows.push(native.json(&format!("{}/native", self.id), "natively", self));
         }
-        for (figure, config) in self.kvm.iter().flatten().zip(KVM_CONFIGS) {
-            rows.push(json!({
-                "id": format!("{}/kvm", self.id), "config": format!("{config}; {KVM}"), "unit": self.unit, "n": 1000,
-                "min": figure, "median": Value::Null, "mean": Value::Null, "max": Value::Null,
-                "must": Value::Null, "aim": Value::Null,
-            }));
+        let id = format!("{}/kvm", self.id);
+        for (index, config) in KVM_CONFIGS.into_iter().enumerate() {
+            match &self.kvm {
+                None => {}
+                Some(Beside::Measured(figures)) => rows.push(figures[index].json(&id, config, self)),
+                Some(Beside::Stored(minima)) => rows.push(json!({
+                    "id": id, "config": format!("{config}; {STORED}"), "unit": self.unit, "n": 1000,
+                    "min": minima[index], "median": Value::Null, "mean": Value::Null, "max": Value::Null,
+                    "must": Value::Null, "aim": Value::Null,
+                })),
+            }
         }
         rows
     }
 }
 
 /// What the stored figures of KVM were measured with.
-const KVM: &str = "minimum, measured 2026-11-23: Linux 6.1.192-2 (linux-image-6.1.0-56-cloud-amd64) in Bochs 2.7, \
-                   corei7_skylake_x, 1 CPU, 512 MB";
+const STORED: &str = "minimum, measured 2026-11-23: Linux 6.1.192-2 (linux-image-6.1.0-56-cloud-amd64) in Bochs 2.7, \
+                      corei7_skylake_x, 1 CPU, 512 MB";
 const KVM_CONFIGS: [&str; 2] = ["KVM, mitigations=off", "KVM, default"];
 
 /// The figures of a backend.
@@ -123,17 +148,28 @@ const KVM_CONFIGS: [&str; 2] = ["KVM, mitigations=off", "KVM, default"];
 pub struct Table {
     backend: Name,
     rows: Vec<Row>,
+    /// What KVM was, where it was measured.
+    kvm: Option<String>,
 }
 
 impl Table {
     /// Without figures.
     pub fn new(backend: Name) -> Self {
-        Self { backend, rows: Vec::new() }
+        Self { backend, rows: Vec::new(), kvm: None }
     }
 
     /// Adds a figure.
     pub fn push(&mut self, row: Row) {
         self.rows.push(row);
+    }
+
+    /// Puts what was measured of KVM in the place of what was stored.
+    pub fn measured(&mut self, kvm: &Measured) {
+        for row in &mut self.rows {
+            let [off, default] = kvm.figures.each_ref().map(|figures| figures.get(row.id).copied());
+            row.kvm = off.zip(default).map(|(off, default)| Beside::Measured([off, default]));
+        }
+        self.kvm = Some(kvm.what.clone());
     }
 
     /// Whether there are figures and all keep their bounds.
@@ -146,7 +182,7 @@ impl Table {
         let rows = self.rows.iter().flat_map(Row::json);
         let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
         let rows: Vec<Value> = rows.collect();
-        let value = json!({"backend": self.backend.to_string(), "date": date(days), "rows": rows});
+        let value = json!({"backend": self.backend.to_string(), "date": date(days), "kvm": self.kvm, "rows": rows});
         format!("{value:#}\n")
     }
 }
@@ -165,8 +201,8 @@ impl fmt::Display for Table {
                 number(row.figure.min),
                 number(row.figure.median),
                 number(row.figure.max),
-                cell(row.kvm.map(|kvm| kvm[0])),
-                cell(row.kvm.map(|kvm| kvm[1])),
+                cell(row.kvm.map(|kvm| kvm.shown()[0])),
+                cell(row.kvm.map(|kvm| kvm.shown()[1])),
                 cell(row.must),
                 cell(row.aim),
                 row.verdict().to_owned(),
@@ -184,7 +220,11 @@ impl fmt::Display for Table {
             writeln!(f, "{}", text.trim_end())?;
         }
         if self.rows.iter().any(|row| row.kvm.is_some()) {
-            writeln!(f, "KVM with mitigations=off and by default: {KVM}")?;
+            write!(f, "KVM with mitigations=off and by default: ")?;
+            match &self.kvm {
+                Some(kvm) => writeln!(f, "medians of this run, {kvm}")?,
+                None => writeln!(f, "{STORED}")?,
+            }
         }
         let told = self.rows.iter().filter(|row| !row.config.is_empty());
         told.into_iter().try_for_each(|row| writeln!(f, "{}: {}", row.id, row.config))?;
@@ -250,7 +290,7 @@ mod tests {
 
     #[test]
     fn bounds_are_kept_or_not() {
-        let table = |rows: Vec<Row>| Table { backend: Name::Bochs, rows };
+        let table = |rows: Vec<Row>| Table { rows, ..Table::new(Name::Bochs) };
         assert!(table(vec![row(&[1.0, 1.1, 9.0], Some(1.1)), row(&[5.0], None)]).is_good());
         assert!(!table(vec![row(&[1.0], Some(1.1)), row(&[1.2], Some(1.1))]).is_good());
         assert!(!table(vec![row(&[], Some(1.1))]).is_good());
@@ -260,7 +300,8 @@ mod tests {
     #[test]
     fn programs_find_what_they_are_promised() {
         let mut table = Table::new(Name::Bochs);
-        let beside = Row { native: Some(Figure::of(&[1.0])), kvm: Some([5.0, 6.0]), ..row(&[2.0], Some(3.0)) };
+        let beside =
+            Row { native: Some(Figure::of(&[1.0])), kvm: Some(Beside::Stored([5.0, 6.0])), ..row(&[2.0], Some(3.0)) };
         table.push(beside);
         let value: Value = serde_json::from_str(&table.json()).unwrap();
         assert_eq!(value["backend"], "bochs");
@@ -275,6 +316,23 @@ mod tests {
         }
         let ids: Vec<_> = value["rows"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
         assert_eq!(ids, ["a/b", "a/b/native", "a/b/kvm", "a/b/kvm"]);
+    }
+
+    #[test]
+    fn what_was_measured_takes_the_place_of_what_was_stored() {
+        let mut table = Table::new(Name::Bochs);
+        let stored = Some(Beside::Stored([5.0, 6.0]));
+        table.push(Row { kvm: stored, ..Row::new("a", "ticks", Figure::of(&[1.0])) });
+        table.push(Row { kvm: stored, ..Row::new("b", "ticks", Figure::of(&[1.0])) });
+        assert!(table.to_string().contains(STORED));
+        let figures = |value| [("a".to_owned(), Figure::of(&[value]))].into();
+        table.measured(&Measured { what: "Linux 1".to_owned(), figures: [figures(7.0), figures(8.0)] });
+        assert_eq!(table.rows[0].kvm.map(|kvm| kvm.shown()), Some([7.0, 8.0]));
+        assert_eq!(table.rows[1].kvm, None, "a figure that this run has not");
+        let text = table.to_string();
+        assert!(text.contains("medians of this run, Linux 1") && !text.contains(STORED), "{text}");
+        let value: Value = serde_json::from_str(&table.json()).unwrap();
+        assert_eq!((&value["kvm"], &value["rows"][2]["median"]), (&json!("Linux 1"), &json!(8.0)));
     }
 
     #[test]

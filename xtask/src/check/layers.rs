@@ -24,6 +24,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tests", &["hypervisor/arch", "hypervisor/vmm", "xtask"]),
 ];
 
+/// A program for Linux among the guests.
+const LINUX_PROGRAM: &str = "guest/bench/kvm";
+
 /// A crate of this workspace.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Package {
@@ -38,7 +41,7 @@ pub struct Package {
 impl Package {
     /// Whether it is a program for the bare machine, or a part of one that the host cannot test.
     pub fn is_bare(&self) -> bool {
-        self.directory.starts_with("guest/")
+        self.directory.starts_with("guest/") && self.directory != LINUX_PROGRAM
             || matches!(&*self.directory, "hypervisor/hw" | "hypervisor/kernel" | "hypervisor/probe")
     }
 }

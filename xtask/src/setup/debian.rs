@@ -48,18 +48,45 @@ pub fn fetch(package: &str, why: &str) -> Result<PathBuf> {
     fetch_package(&Package::amd64(package), why)
 }
 
+/// What of a package is unpacked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All but a kernel's modules, which are many and which no guest needs.
+    Files,
+    /// A kernel, and those of its modules that make KVM.
+    Kvm,
+}
+
+impl Part {
+    /// What tar is told.
+    fn members(self) -> &'static [&'static str] {
+        match self {
+            Part::Files => &["--exclude=./lib/modules", "--exclude=./usr/lib/modules"],
+            Part::Kvm => &["--wildcards", "./boot/vmlinuz-*", "*/kernel/arch/x86/kvm/*", "*/kernel/virt/*"],
+        }
+    }
+}
+
 /// The directory that holds the files of a package, under their paths in the package.
 ///
 /// # Errors
 /// It is not in the cache and cannot be fetched.
 pub fn fetch_package(package: &Package, why: &str) -> Result<PathBuf> {
+    fetch_part(package, Part::Files, why)
+}
+
+fn fetch_part(package: &Package, part: Part, why: &str) -> Result<PathBuf> {
     let cache = paths::cache()?;
     let parent = cache.join("debian");
     // No name of a package holds a `_`.
-    let directory = match package.architecture {
-        "amd64" => parent.join(&package.name),
-        other => parent.join(format!("{}_{other}", package.name)),
-    };
+    let mut name = package.name.clone();
+    if package.architecture != ARCHITECTURES[0] {
+        name += &format!("_{}", package.architecture);
+    }
+    if part == Part::Kvm {
+        name += "_kvm";
+    }
+    let directory = parent.join(name);
     if directory.is_dir() {
         return Ok(directory);
     }
@@ -89,7 +116,7 @@ pub fn fetch_package(package: &Package, why: &str) -> Result<PathBuf> {
         // Lists that are too old name versions that are no longer served.
         archive.update().and_then(|()| archive.download(&package.name, work.path())).map_err(|_| error)
     })?;
-    unpack(work.path(), &directory).with_context(|| format!("cannot unpack Debian's package {package}"))?;
+    unpack(work.path(), part, &directory).with_context(|| format!("cannot unpack Debian's package {package}"))?;
     Ok(directory)
 }
 
@@ -145,20 +172,39 @@ fn find(directory: &Path, name: &str) -> Result<PathBuf> {
     }
 }
 
+/// A Linux kernel and the modules of its KVM, in the order in which they are loaded.
+pub struct KvmKernel {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The modules.
+    pub modules: Vec<PathBuf>,
+}
+
+/// The kernel of a package as [`image`] finds it, with KVM's modules for this `vendor` (`intel` or `amd`).
+///
+/// # Errors
+/// The package cannot be fetched, or KVM is not in it.
+pub fn kvm_kernel(package: &Package, vendor: &str) -> Result<KvmKernel> {
+    let (package, _) = resolve_kernel(package)?;
+    let directory = fetch_part(&package, Part::Kvm, "KVM, to measure beside")?;
+    let module = |name: &str| find(&directory, name).with_context(|| format!("Debian's package {package}"));
+    let vendor = format!("kvm-{vendor}.ko");
+    let modules = ["irqbypass.ko", "kvm.ko", &vendor].map(module).into_iter().collect::<Result<_>>()?;
+    Ok(KvmKernel { kernel: newest_kernel(&directory).context("a package without its kernel")?, modules })
+}
+
 fn kernel(package: &Package) -> Result<PathBuf> {
+    Ok(resolve_kernel(package)?.1)
+}
+
+/// The package that holds the kernel `package` stands for, and the kernel.
+fn resolve_kernel(package: &Package) -> Result<(Package, PathBuf)> {
     let mut package = package.clone();
     // A package for all versions names one for a version, which holds the kernel.
     for _ in 0..3 {
         let directory = fetch_package(&package, "a guest's kernel")?;
-        let mut kernels: Vec<_> = match fs::read_dir(directory.join("boot")) {
-            Ok(entries) => {
-                entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_kernel(path)).collect()
-            }
-            Err(_) => Vec::new(),
-        };
-        kernels.sort();
-        if let Some(kernel) = kernels.pop() {
-            return Ok(kernel);
+        if let Some(kernel) = newest_kernel(&directory) {
+            return Ok((package, kernel));
         }
         let depends = fs::read_to_string(directory.join(DEPENDS)).unwrap_or_default();
         match kernel_dependency(&depends) {
@@ -170,6 +216,11 @@ fn kernel(package: &Package) -> Result<PathBuf> {
         }
     }
     bail!("Debian's package {package} names no kernel")
+}
+
+fn newest_kernel(directory: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory.join("boot")).ok()?;
+    entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_kernel(path)).max()
 }
 
 /// The file, beside a package's own, that keeps what it depends on.
@@ -188,7 +239,7 @@ fn kernel_dependency(depends: &str) -> Option<&str> {
 }
 
 /// Unpacks the one package in `work` and moves the result into place in one step: it is there completely or not.
-fn unpack(work: &Path, directory: &Path) -> Result<()> {
+fn unpack(work: &Path, part: Part, directory: &Path) -> Result<()> {
     let mut packages = fs::read_dir(work)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
@@ -201,8 +252,9 @@ fn unpack(work: &Path, directory: &Path) -> Result<()> {
         Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&package).stdout(std::process::Stdio::piped()).spawn()?;
     let archive = reader.stdout.take().context("dpkg-deb has no output")?;
     let unpacked = Command::new("tar")
-        .args(["-x", "--no-same-owner", "--exclude=./lib/modules", "--exclude=./usr/lib/modules", "-C"])
+        .args(["-x", "--no-same-owner", "-C"])
         .arg(&root)
+        .args(part.members())
         .stdin(archive)
         .status()?;
     ensure!(reader.wait()?.success() && unpacked.success(), "tar or dpkg-deb failed");

@@ -100,10 +100,24 @@ pub fn without_toolchain(command: &mut Command) -> &mut Command {
 /// # Errors
 /// Something is missing that cannot be installed.
 pub fn ensure_workspace() -> Result<()> {
+    for_building()?.ensure("building the hypervisor and its guests")
+}
+
+/// The same with one more target.
+///
+/// # Errors
+/// Something is missing that cannot be installed.
+pub fn ensure_target(target: &str, why: &str) -> Result<()> {
+    let mut toolchain = for_building()?;
+    toolchain.targets.push(target.to_owned());
+    toolchain.ensure(why)
+}
+
+/// The workspace's toolchain, without what one can build and boot without.
+fn for_building() -> Result<Toolchain> {
     let mut toolchain = Toolchain::of(paths::workspace())?;
-    // Without these, one can build and boot.
     toolchain.components.retain(|component| component != "rustfmt" && component != "clippy");
-    toolchain.ensure("building the hypervisor and its guests")
+    Ok(toolchain)
 }
 
 #[cfg(test)]

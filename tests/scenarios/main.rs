@@ -12,6 +12,7 @@ mod debian_power_off;
 mod debian_reboot;
 mod demo;
 mod diff;
+mod dmesg;
 mod dying_beside_living;
 mod exit_statuses;
 mod firmware_linux;
@@ -81,6 +82,7 @@ fn main() {
         debian_beside_hog::SCENARIO,
         debian_i386_pae::SCENARIO,
         debian_i386::SCENARIO,
+        dmesg::SCENARIO,
         debian_amd64::SCENARIO,
         memtest_x64::SCENARIO,
         memtest_ia32::SCENARIO,

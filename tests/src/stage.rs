@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xtask::backend::{self, Host, Name};
 use xtask::bench::native;
-use xtask::config::Config;
+use xtask::config::{Boot, Config, Vm};
 use xtask::image::{self, Firmware};
 use xtask::machine::Machine;
 use xtask::session::{self, Request};
-use xtask::{artifacts, bundle, paths};
+use xtask::{artifacts, bundle, paths, rescue};
 
 use crate::Running;
 use crate::command::{self, Outcome};
@@ -96,6 +96,24 @@ impl Stage {
     pub fn boot_natively(&self, name: &str) -> Result<Running> {
         let image = artifacts::build(&format!("guest-{name}"), name)?;
         self.native(&image, &[], "")
+    }
+
+    /// Boots the Linux of a configuration's only VM on the bare machine, by GRUB from a disk: the same kernel, initrd and
+    /// command line. Its lines have no prefix, and the machine ends without a last word.
+    ///
+    /// # Errors
+    /// The configuration is not of that kind, or something cannot be made or started.
+    pub fn boot_linux_natively(&self, config: &str) -> Result<Running> {
+        let config = Config::parse(config, "configuration", paths::workspace())?;
+        let [Vm { boot: Boot::Kernel(kernel), initrd: Some(initrd), cmdline, memory, .. }] = config.vms.as_slice()
+        else {
+            bail!("natively boots one machine with a kernel and an initrd");
+        };
+        let menu = format!("linux /boot/linux {cmdline}\ninitrd /boot/initrd\nboot\n");
+        let files = [("boot/linux", artifacts::locate(kernel)?), ("boot/initrd", artifacts::locate(initrd)?)];
+        let choice = backend::choose(Some(self.backend()?), &Host::USUAL)?;
+        let image = rescue::image(&menu, &files)?;
+        Ok(Running::new(native::start_image(&choice.backend, &image, memory >> 20, self.limit)?))
     }
 
     fn native(&self, kernel: &Path, initrd: &[u8], cmdline: &str) -> Result<Running> {

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Runs as process 1. The shell gets the console as its controlling terminal, so that Ctrl-C works in it. Only in the
-/// guest is it certain that busybox runs, and can be asked for its commands: it may be of another architecture.
+/// Runs as process 1. The shell gets the console as its controlling terminal, so that Ctrl-C works in it; it runs in the
+/// background, because a trap waits for what runs in front. `poweroff`, `reboot` and `halt` tell process 1 by these
+/// signals, as they would tell busybox' own init. Only in the guest is it certain that busybox runs, and can be asked for
+/// its commands: it may be of another architecture.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin HOME=/root TERM=vt100
 /bin/busybox mount -t proc proc /proc
@@ -16,8 +18,18 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 echo "This is $(uname -sr) with a busybox shell; exit powers off."
 cd /root
-setsid cttyhack sh
-poweroff -f
+end() {
+    trap '' TERM
+    kill -TERM -1
+    sync
+    "$1" -f
+}
+trap 'end poweroff' USR2
+trap 'end reboot' TERM
+trap 'end halt' USR1
+setsid cttyhack sh <>/dev/console >&0 2>&1 &
+wait $!
+end poweroff
 "#;
 
 const DIRECTORY: u32 = 0o040_755;

@@ -12,6 +12,8 @@ pub const OPTION_ROMS: Gpa = Gpa(0xc_0000);
 pub const FIRMWARE_TABLES: Gpa = Gpa(0xe_0000);
 /// Size of the area for firmware tables. Unit: bytes.
 pub const FIRMWARE_TABLES_SIZE: u64 = 0x2_0000;
+/// Where the SMBIOS tables of a VM without firmware stand: behind all others in that area.
+pub const SMBIOS: Gpa = Gpa(0xf_0000);
 /// Ordinary memory above the legacy area starts here.
 pub const HIGH_MEMORY: Gpa = Gpa(0x10_0000);
 /// The hole for devices below 4 GiB starts here; memory that does not fit below it goes on at [`ABOVE_4G`].

@@ -34,6 +34,7 @@ pub mod memory;
 pub mod msr;
 pub mod nested;
 pub mod sched;
+pub mod smbios;
 pub mod stop;
 pub mod trace;
 pub mod vcpu;

@@ -70,6 +70,9 @@ pub enum Backend {
     Bochs(bochs::Bochs),
 }
 
+/// How the hypervisor's lines start.
+const FIRST_WORDS: &str = "[lamina] ";
+
 /// The machine to boot.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -91,6 +94,8 @@ pub struct Machine {
     pub processor_options: Option<String>,
     /// Where QEMU's monitor listens, if anywhere: a socket's path.
     pub monitor: Option<PathBuf>,
+    /// What begins the first line of whoever listens to the serial port.
+    pub first_words: &'static str,
 }
 
 impl Default for Machine {
@@ -106,6 +111,7 @@ impl Default for Machine {
             uefi: None,
             processor_options: None,
             monitor: None,
+            first_words: FIRST_WORDS,
         }
     }
 }

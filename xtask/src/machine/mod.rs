@@ -139,7 +139,7 @@ impl Machine {
         sink: Option<Sink>,
     ) -> Result<Self> {
         let (sender, events) = channel();
-        let serial = Serial::listen(sender.clone())?;
+        let serial = Serial::listen(sender.clone(), machine.first_words)?;
         let machine = backend::Machine { serial: serial.port(), directory: directory.path().to_owned(), ..machine };
         let mut command = backend.command(&machine)?;
         let words = fs::File::create(words(directory.path()))?;

@@ -15,9 +15,6 @@ use anyhow::{Context, Result};
 use super::Event;
 use super::lines::Transcript;
 
-/// How the hypervisor's lines start. Before the first one it has set its port up; from then on the emulators hold back
-/// what it does not fetch.
-const FIRST_WORDS: &str = "[lamina] ";
 /// The real port's queue; more at once may be lost by a machine that is busy.
 const PIECE: usize = 16;
 /// The pause between two pieces.
@@ -50,15 +47,16 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// Waits for the machine to connect; what it sends goes to `events`.
+    /// Waits for the machine to connect; what it sends goes to `events`. Before it begins a line with `first_words` it
+    /// has set its port up; from then on the emulators hold back what it does not fetch.
     ///
     /// # Errors
     /// No socket can be had.
-    pub fn listen(events: Sender<Event>) -> Result<Self> {
+    pub fn listen(events: Sender<Event>, first_words: &'static str) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no socket for the serial port")?;
         let address = listener.local_addr()?;
         let (input, pieces) = channel();
-        thread::spawn(move || serve(&listener, &events, pieces));
+        thread::spawn(move || serve(&listener, &events, pieces, first_words));
         Ok(Self { address, input })
     }
 
@@ -80,7 +78,7 @@ impl Drop for Serial {
     }
 }
 
-fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>>) {
+fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>>, first_words: &str) {
     // Whoever waits for events learns from the channel's end that there will be none.
     let Ok((mut stream, _)) = listener.accept() else { return };
     drop(stream.set_nodelay(true));
@@ -99,7 +97,7 @@ fn serve(listener: &TcpListener, events: &Sender<Event>, input: Receiver<Vec<u8>
         let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
         if let Some(transcript) = &mut watched {
             transcript.push(bytes);
-            if transcript.lines().iter().any(|line| line.starts_with(FIRST_WORDS)) {
+            if transcript.lines().iter().any(|line| line.starts_with(first_words)) {
                 gate.open();
                 watched = None;
             }
@@ -131,7 +129,7 @@ mod tests {
     #[test]
     fn bytes_go_both_ways_and_input_is_held_back() {
         let (sender, events) = channel();
-        let serial = Serial::listen(sender).unwrap();
+        let serial = Serial::listen(sender, "[lamina] ").unwrap();
         let mut machine = TcpStream::connect((Ipv4Addr::LOCALHOST, serial.port())).unwrap();
         serial.input().send(b"typed".to_vec()).unwrap();
         machine.write_all(b"Booting\n[lamina]").unwrap();

@@ -14,9 +14,10 @@ use crate::chipset::{Extras, FirmwareFile};
 use crate::config::{Blob, Boot, VmConfig, blob_bytes, check_cdrom, check_firmware, check_vga_bios};
 use crate::frames::{FramePool, STOCK_LOW, fill_stock};
 use crate::host::HostMemory;
-use crate::layout::COM1_PORT;
+use crate::layout::{COM1_PORT, SMBIOS};
 use crate::load::{self, ImageKind, InitialState, LoadArgs, Module, Rsdp};
 use crate::memory::{Backing, GuestMemory};
+use crate::smbios;
 
 /// The images of a VM, found and checked as far as that is possible without loading them.
 pub(super) struct Images<'a> {
@@ -131,6 +132,7 @@ impl<'a> Images<'a> {
         let Start::Kernel { kernel, initrd, modules } = &self.boot else { return Ok(None) };
         let tables = acpi::build(&parts(config));
         tables.write(memory, host).map_err(|error| error.to_string())?;
+        memory.write(host, SMBIOS, &smbios::build()).map_err(|error| error.to_string())?;
         let rsdp = Some(Rsdp { at: tables.rsdp, bytes: tables.rsdp_bytes() });
         let text_screen = config.vga.is_some();
         let args = LoadArgs { cmdline: &config.cmdline, initrd: *initrd, modules, rsdp, text_screen };

@@ -12,8 +12,10 @@ const WORDS: &str = "warning|bug|unable|unstable|fail|error|invalid|lost|nobody 
                      broken|conflict|not supported|disabl|timed out|timeout";
 
 /// Lines that only a VM prints, each with the reason why that is right. A number in a line is `#`.
-const EXPECTED: [(&str, &str); 1] =
-    [("intel_pstate: CPU model not supported", "a guest has no say in the processor's frequency: CPUID shows no APERF")];
+const EXPECTED: [(&str, &str); 1] = [(
+    "intel_pstate: CPU model not supported",
+    "a guest has no say in the processor's frequency: CPUID shows no APERF",
+)];
 
 fn run(stage: &Stage) -> Result<()> {
     complains_of_nothing_else(stage, "debian:linux-image-cloud-amd64", "x86_64")
@@ -49,7 +51,8 @@ pub fn complains_of_nothing_else(stage: &Stage, kernel: &str, machine_name: &str
     let found = complaints(&mut machine, r"^\[debian\] ")?;
     let new = found.iter().filter(|line| !known.contains(line) && EXPECTED.iter().all(|(text, _)| line != text));
     let new: Vec<_> = new.collect();
-    machine.check(new.is_empty(), || format!("complaints in the VM only: {new:#?}\non the bare machine: {known:#?}"))?;
+    machine
+        .check(new.is_empty(), || format!("complaints in the VM only: {new:#?}\non the bare machine: {known:#?}"))?;
 
     machine.type_line("reboot");
     machine.expect(r"^\[lamina\] debian reset$")?;

@@ -304,7 +304,16 @@ impl Lapic {
     }
 
     /// Raises the timer's interrupt where it is due by `now`.
+    #[inline]
     pub fn advance(&mut self, now: Tsc) {
+        // The mode of most guests is quick to tell.
+        if self.timer_mode() == Mode::TscDeadline && !self.timer.deadline_is_due(now) {
+            return;
+        }
+        self.expire(now);
+    }
+
+    fn expire(&mut self, now: Tsc) {
         if self.timer.expire(now, self.timer_mode()) {
             let entry = self.lvt[TIMER];
             if entry & LVT_MASKED == 0 {

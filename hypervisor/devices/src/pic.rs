@@ -246,8 +246,10 @@ impl Pic {
     }
 
     /// The level of the INTR output.
+    #[inline]
     pub fn intr(&self) -> bool {
-        self.master.request().is_some()
+        // Asked at each turn, and mostly nobody requests anything.
+        self.master.irr() & !self.master.imr != 0 && self.master.request().is_some()
     }
 
     /// The processor's interrupt-acknowledge cycles: the vector. Where no request is left it is the spurious one, that

@@ -182,7 +182,7 @@ pub fn init_timer(tsc: Frequency) -> Timer {
     write(register::LVT_TIMER, mode | u32::from(interrupts::TIMER));
     // In xAPIC mode the deadline's MSR must not overtake the mode's write to memory (SDM vol. 3, "TSC-Deadline Mode").
     fence(Ordering::SeqCst);
-    disarm();
+    stop();
     timer
 }
 
@@ -229,9 +229,16 @@ pub fn arm(deadline: Tsc) {
     }
 }
 
-/// Stops this processor's timer.
+/// Stops this processor's timer. Costs no access where it has interrupted, and so stopped by itself.
 pub fn disarm() {
-    percpu::current().timer_deadline.store(0, Ordering::Relaxed);
+    let armed = &percpu::current().timer_deadline;
+    if armed.load(Ordering::Relaxed) != 0 {
+        armed.store(0, Ordering::Relaxed);
+        stop();
+    }
+}
+
+fn stop() {
     match timer() {
         // SAFETY: as in `arm`.
         Timer::TscDeadline => unsafe { Msr::new(IA32_TSC_DEADLINE).write(0) },

@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 use lamina_vmm::config::LogLevel;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
@@ -26,6 +27,9 @@ struct Queue {
 
 /// `None` until the console drains it. Shared by all processors.
 static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
+
+/// The queue holds lines: what the run loop asks at each turn, without the lock.
+static WAITING: AtomicBool = AtomicBool::new(false);
 
 struct Logger;
 
@@ -52,6 +56,7 @@ impl Log for Logger {
                 queue.dropped += 1;
             }
         }
+        WAITING.store(true, Ordering::Relaxed);
     }
 
     fn flush(&self) {}
@@ -132,7 +137,13 @@ pub fn take_line() -> Option<String> {
         let dropped = core::mem::take(&mut queue.dropped);
         return Some(format!("warning: {dropped} log lines were dropped, the queue was full"));
     }
+    WAITING.store(line.is_some(), Ordering::Relaxed);
     line
+}
+
+/// Whether [`take_line`] would give one; now and then when it would not.
+pub fn has_lines() -> bool {
+    WAITING.load(Ordering::Relaxed)
 }
 
 /// Writes the lines that still wait, leaving them in the queue: allocates and frees nothing, for the report of a bug.

@@ -130,6 +130,10 @@ impl<B: Backend> Host for Platform<B> {
         serial::write(bytes)
     }
 
+    fn has_news(&self) -> bool {
+        serial::has_received() || logger::has_lines()
+    }
+
     fn serial_read(&mut self) -> Option<u8> {
         serial::read()
     }

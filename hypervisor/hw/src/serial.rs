@@ -6,6 +6,8 @@
 //!
 //! Source: National Semiconductor PC16550D data sheet, "FIFO Interrupt Mode Operation".
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::FIFO_SIZE;
@@ -101,6 +103,9 @@ static SERIAL: Mutex<Serial> = Mutex::new(Serial {
     lost: 0,
 });
 
+/// The receive ring holds bytes: what the run loop asks at each turn, without the lock.
+static RECEIVED: AtomicBool = AtomicBool::new(false);
+
 impl Serial {
     /// Gives the transmitter what it takes at once, and keeps its interrupt on exactly while bytes wait.
     fn feed(&mut self) {
@@ -128,6 +133,7 @@ impl Serial {
         let count = uart.receive_bytes(&mut bytes);
         let kept = self.receive.push(&bytes[..count]);
         self.lost += (count - kept) as u64;
+        RECEIVED.store(self.receive.length > 0, Ordering::Relaxed);
     }
 
     /// Sends the ring's bytes and then `bytes`, waiting for the port; what a dead port does not take is dropped.
@@ -198,7 +204,15 @@ pub fn room() -> usize {
 
 /// The next byte that was received.
 pub fn read() -> Option<u8> {
-    SERIAL.lock().receive.pop()
+    let mut serial = SERIAL.lock();
+    let byte = serial.receive.pop();
+    RECEIVED.store(serial.receive.length > 0, Ordering::Relaxed);
+    byte
+}
+
+/// Whether [`read`] would give a byte.
+pub fn has_received() -> bool {
+    RECEIVED.load(Ordering::Relaxed)
 }
 
 /// Bytes received so far that found the ring full and were lost.

@@ -71,6 +71,10 @@ pub trait Host: HostMemory {
     /// Puts bytes into the ring of the machine's serial port; returns how many it had room for.
     fn serial_write(&mut self, bytes: &[u8]) -> usize;
 
+    /// Whether [`Host::serial_read`] or [`Host::take_log_line`] would give anything: all that the console may have to do
+    /// that it does not know of.
+    fn has_news(&self) -> bool;
+
     /// The next byte that the machine's serial port received.
     fn serial_read(&mut self) -> Option<u8>;
 

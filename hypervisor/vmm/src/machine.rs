@@ -76,6 +76,8 @@ pub struct Machine<H: Host, C> {
     quit: bool,
     /// It was said that all VMs have ended.
     told_end: bool,
+    /// A VM transmits what the console had no room for.
+    transmits: bool,
 }
 
 impl<H: Host, C: Chipset> Machine<H, C> {
@@ -94,6 +96,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             interactive: bundle.interactive,
             quit: false,
             told_end: false,
+            transmits: false,
         };
         for (index, mut config) in bundle.vms.into_iter().enumerate() {
             let earlier = machine.slots.iter().map(|slot| slot.config.name.as_str());
@@ -133,7 +136,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     fn step(&mut self) -> Option<u32> {
         self.host.handle_pending_interrupts();
         let now = self.host.now();
-        self.serve_console(now);
+        if self.transmits || self.host.has_news() || !self.console.is_quiet(now) {
+            self.serve_console(now);
+        }
         self.show_records();
         if let Some(status) = self.status_at_end() {
             let status = if self.tell_violations() { STATUS_BAD } else { status };
@@ -269,11 +274,13 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 Some(Event::GuestInput { .. }) | None => {}
             }
         }
+        self.transmits = false;
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if let State::Alive(vm) = &mut slot.state {
                 let at = Tsc(now.since(vm.started));
                 vm.pass_input(&mut self.console, index, at);
                 vm.pass_output(&mut self.console, index, at, now);
+                self.transmits |= vm.chipset.has_output();
             }
         }
         self.console.poll(now);
@@ -301,7 +308,6 @@ impl<H: Host, C: Chipset> Machine<H, C> {
 
     /// Wakes every VM that waits and has an interrupt by `now`.
     fn wake_due(&mut self, now: Tsc) {
-        let futile = self.host.tsc_frequency().ticks_in_ns(FUTILE_TIMER_NS);
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let State::Alive(vm) = &mut slot.state else { continue };
             if self.scheduler.is_runnable(index) {
@@ -316,7 +322,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             if vm.nmi_waits || !vm.awaits_nmi && vm.chipset.interrupt_pending() {
                 self.scheduler.wake(index);
             } else if due {
-                slot.not_before = now + futile;
+                slot.not_before = now + self.host.tsc_frequency().ticks_in_ns(FUTILE_TIMER_NS);
             }
         }
     }

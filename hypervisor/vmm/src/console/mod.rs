@@ -243,6 +243,15 @@ impl Console {
         !self.output.is_empty() || self.lost > 0 || self.wants_prompt()
     }
 
+    /// Whether the console has nothing to do at `now` by itself: no output, no input for a VM, no partial line that is due.
+    pub fn is_quiet(&self, now: Tsc) -> bool {
+        let waits = |source: &Source| {
+            !source.input.is_empty()
+                || source.line.waiting_since().is_some_and(|since| now.since(since) >= self.silence)
+        };
+        !self.has_output() && !self.sources.iter().any(waits)
+    }
+
     /// Whether [`Console::input`] has room for a byte; where not, it is to be left in the port's own buffer.
     pub fn accepts_input(&self) -> bool {
         match &self.attached {

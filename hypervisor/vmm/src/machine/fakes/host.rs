@@ -304,6 +304,11 @@ impl Host for FakeHost {
         })
     }
 
+    fn has_news(&self) -> bool {
+        self.world.pass(self.world.with(|w| w.overhead));
+        self.world.with(|w| !w.serial.received.is_empty() || !w.log.is_empty())
+    }
+
     fn serial_read(&mut self) -> Option<u8> {
         self.world.with_mut(|w| w.serial.received.pop_front())
     }
@@ -337,7 +342,6 @@ impl Host for FakeHost {
     }
 
     fn take_log_line(&mut self) -> Option<String> {
-        self.world.pass(self.world.with(|w| w.overhead));
         self.world.with_mut(|w| w.log.pop_front())
     }
 }

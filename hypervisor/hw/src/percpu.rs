@@ -5,7 +5,7 @@
 
 use alloc::boxed::Box;
 use core::arch::asm;
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
@@ -33,6 +33,20 @@ pub struct PerCpu {
     pub unexpected_interrupts: AtomicU64,
     /// Non-maskable interrupts.
     pub nmis: AtomicU64,
+    /// What is in the MSRs that move with a vCPU while none is loaded.
+    pub left_msrs: LeftMsrs,
+}
+
+/// How many MSRs move with a vCPU at most.
+pub const SWITCHED_MSRS: usize = 6;
+
+/// The MSRs that move with a vCPU, as the last one left them.
+#[derive(Debug, Default)]
+pub struct LeftMsrs {
+    /// Whether one has been here.
+    pub known: AtomicBool,
+    /// In the order in which they move.
+    pub values: [AtomicU64; SWITCHED_MSRS],
 }
 
 const _: () = assert!(core::mem::offset_of!(PerCpu, this) == 0);
@@ -56,6 +70,7 @@ pub fn init(id: u32, lapic_id: u32) -> &'static PerCpu {
         serial_interrupts: AtomicU64::new(0),
         unexpected_interrupts: AtomicU64::new(0),
         nmis: AtomicU64::new(0),
+        left_msrs: LeftMsrs::default(),
     }));
     let address = core::ptr::from_mut(state).expose_provenance() as u64;
     state.this = address;

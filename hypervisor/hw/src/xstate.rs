@@ -220,15 +220,21 @@ impl ExtendedState {
                 options(nostack),
             );
         }
-        set_xcr0(self.xcr0);
+        // Writing it is slow, and the guests of most machines have all there is.
+        if self.xcr0 != mask {
+            set_xcr0(self.xcr0);
+        }
         self.loaded = true;
     }
 
     /// Saves the registers, all components.
     pub fn save(&mut self) {
         let mask = components().mask;
-        self.xcr0 = xcr0() & mask;
-        set_xcr0(mask);
+        let now = xcr0();
+        self.xcr0 = now & mask;
+        if now != mask {
+            set_xcr0(mask);
+        }
         self.loaded = false;
         // SAFETY: the area is large enough for these components, aligned, and ours; XCR0 has them enabled.
         unsafe {

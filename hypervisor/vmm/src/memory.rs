@@ -474,6 +474,16 @@ impl GuestMemory {
         }))
     }
 
+    /// Where the byte at `gpa` is in the machine; `None` where it is no memory, or not backed. What is backed stays where
+    /// it is as long as the VM lives.
+    pub fn locate(&self, host: &impl HostMemory, gpa: Gpa) -> Option<Hpa> {
+        if let Some(lazy) = &self.lazy {
+            self.check(gpa, 1).ok()?;
+            return Some(lazy.find(host, gpa)? + gpa.offset_in(PAGE_4K));
+        }
+        self.pieces(gpa, 1).ok()?.next().map(|(hpa, ..)| hpa)
+    }
+
     /// Copies from guest memory at `gpa` into `data`.
     ///
     /// # Errors

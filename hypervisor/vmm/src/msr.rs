@@ -78,7 +78,13 @@ impl Msrs {
     /// # Errors
     /// #GP(0) where the MSR is not emulated.
     pub fn read(&self, index: u32) -> Result<u64, GuestFault> {
-        Ok(match index {
+        self.get(index).ok_or(GuestFault::GP0)
+    }
+
+    /// The value of an MSR; `None` where it is not emulated.
+    #[inline]
+    pub fn get(&self, index: u32) -> Option<u64> {
+        Some(match index {
             msr::IA32_TSC_ADJUST => self.tsc_adjust,
             msr::IA32_MTRRCAP => MTRRCAP,
             msr::IA32_MISC_ENABLE => MISC_ENABLE,
@@ -88,7 +94,7 @@ impl Msrs {
             msr::SYSCFG | msr::NB_CFG => 0,
             msr::HWCR => HWCR,
             msr::IA32_PLATFORM_ID | msr::IA32_BIOS_SIGN_ID | msr::IA32_DEBUGCTL => 0,
-            _ => match mtrr(index).ok_or(GuestFault::GP0)? {
+            _ => match mtrr(index)? {
                 Mtrr::Variable(i) => self.variable[i],
                 Mtrr::Fixed(i) => self.fixed[i],
                 Mtrr::Default => self.default_type,

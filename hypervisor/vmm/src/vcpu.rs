@@ -5,7 +5,7 @@
 //! next entry.
 
 use alloc::string::String;
-use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::addr::{Gla, Gpa, Hpa};
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
 use lamina_arch::exit::{Exit, Kind, Width};
@@ -14,6 +14,7 @@ use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
 use crate::nested::EntryFormat;
+use crate::walk::Paging;
 
 /// The processor refused to enter the guest. Ends the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +37,10 @@ pub enum Answer {
     Done,
     /// It is done: enter the guest again where it is.
     Again,
-    /// It is done: go past the instruction and return [`Ran::Look`].
+    /// It is done: go past the instruction, and [`Quick::look`] before the guest is entered.
     Look,
+    /// It is done, or nothing was to be done: [`Quick::look`] before the guest is entered where it is.
+    LookHere,
     /// Nothing was done: return it as [`Ran::Exit`].
     Refused,
 }
@@ -52,6 +55,30 @@ pub trait QuickRegisters {
 
     /// XCR0.
     fn xcr0(&mut self) -> u64;
+
+    /// RSP.
+    fn rsp(&mut self) -> u64;
+
+    /// RIP, the registers that the translation of an instruction fetch depends on, and the current privilege level, where
+    /// the guest is in 64-bit mode. `physical_bits` is how wide its physical addresses are.
+    fn code(&mut self, physical_bits: u32) -> Option<(Gla, Paging, u8)>;
+
+    /// The current privilege level, where the guest is in 64-bit mode.
+    fn cpl_of_64_bit_code(&mut self) -> Option<u8>;
+
+    /// Whether the guest, where it is now, would take an interrupt.
+    fn can_take_interrupt(&mut self) -> bool;
+}
+
+/// How the guest is to be entered after [`Quick::look`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// It is to exit at this time (the machine's TSC) at the latest.
+    pub deadline: Tsc,
+    /// The vector of an interrupt to inject.
+    pub interrupt: Option<u8>,
+    /// Whether to ask for [`Exit::InterruptWindow`].
+    pub window: bool,
 }
 
 /// Answers exits without leaving [`Vcpu::run`]: one function for each kind of exit that may be answered, so that the
@@ -78,6 +105,27 @@ pub trait Quick {
     /// An access to guest-physical `gpa` that the nested tables do not map, which was no part of an event's delivery.
     /// [`Answer::Again`] where it is to be tried again.
     fn touch(&mut self, gpa: Gpa) -> Answer;
+
+    /// Whether an access to `gpa` is none to memory, in any VM: [`Quick::device`] is to be asked, else [`Quick::touch`].
+    fn is_device(&self, gpa: Gpa) -> bool;
+
+    /// A data access to guest-physical `gpa`, to which the processor has translated `linear`, for a write or a read. Also
+    /// the length of the instruction that was finished. Unit: bytes.
+    fn device<R: QuickRegisters>(
+        &mut self,
+        registers: &mut R,
+        at: Tsc,
+        gpa: Gpa,
+        linear: Gla,
+        write: bool,
+    ) -> (Answer, u8);
+
+    /// The guest can take the interrupt that a window was asked for; the vendor asks no longer.
+    fn window(&mut self) -> Answer;
+
+    /// Does what the run loop would do before the next entry: a timer that is due, an interrupt that waits. `None` where
+    /// there is more to it, so that [`Ran::Look`] is due.
+    fn look<R: QuickRegisters>(&mut self, registers: &mut R, now: Tsc) -> Option<Next>;
 
     /// An exit that was answered took `ticks` in the hypervisor.
     fn account(&mut self, kind: Kind, ticks: u64);

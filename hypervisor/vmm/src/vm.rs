@@ -18,6 +18,7 @@ use crate::config::VmConfig;
 use crate::console::Console;
 use crate::cpu_model::Model;
 use crate::cpuid::{Cpuid, ModelInput};
+use crate::exit::LastMov;
 use crate::frames::{FramePool, FrameSize};
 use crate::host::{Host, HostMemory};
 use crate::memory::GuestMemory;
@@ -71,6 +72,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) tables: NestedTables<V::Nested>,
     pub(crate) cpuid: Cpuid,
     pub(crate) msrs: Msrs,
+    /// How a device was reached last.
+    pub(crate) last_mov: LastMov,
     /// The machine's TSC when the VM started.
     pub(crate) started: Tsc,
     /// What the guest recorded; 0 at first.
@@ -121,6 +124,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     open_bus: images.expect_a_pc(),
                     tables,
                     msrs: Msrs::new(cpuid.physical_bits()),
+                    last_mov: LastMov::default(),
                     cpuid,
                     started,
                     status: 0,

@@ -11,7 +11,7 @@ use lamina_arch::cr::{Cr0, Cr4, Efer};
 use lamina_arch::event::GuestFault;
 
 /// The registers that decide how a linear address is translated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paging {
     /// CR0 as the guest reads it.
     pub cr0: Cr0,

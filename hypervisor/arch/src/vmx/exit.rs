@@ -169,6 +169,13 @@ pub fn decode(c: &Captured) -> Exit {
     }
 }
 
+/// Exit qualification of an EPT violation: a write.
+pub const EPT_WRITE: u64 = 1 << 1;
+/// An instruction fetch.
+pub const EPT_FETCH: u64 = 1 << 2;
+/// The guest-linear address is valid, and the access is to what it translates to: no walk of the guest's paging.
+pub const EPT_TRANSLATED: u64 = 1 << 7 | 1 << 8;
+
 /// Exit qualification of an EPT violation, and interruption information: an IRET had unblocked NMIs.
 pub const UNBLOCKED_NMI: u64 = 1 << 12;
 

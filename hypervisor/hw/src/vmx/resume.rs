@@ -32,5 +32,5 @@ pub fn set_timer(vmcs: &mut Current<'_>, deadline: Tsc, now: Tsc, timer_shift: u
     // Up to a count late, as a deadline met early is an entry for nothing. What does not fit into 32 bits is cut, and
     // the guest exits too early, to be entered again; the run loop gives no such deadlines on any rate there is.
     let counts = (left >> timer_shift) + 1;
-    vmcs.write(field::PREEMPTION_TIMER, (counts & 0xffff_ffff) as u32);
+    vmcs.write_on(field::PREEMPTION_TIMER, (counts & 0xffff_ffff) as u32);
 }

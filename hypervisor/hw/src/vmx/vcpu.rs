@@ -3,42 +3,36 @@
 //! Owns what belongs to one vCPU: its VMCS, registers, extended state and the MSRs and debug registers that move only
 //! when another vCPU comes in.
 
+mod run;
+
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::Ordering;
 
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::Kind;
 use lamina_arch::hypercall;
 use lamina_arch::msr;
 use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
-use lamina_arch::vmx::exit::{Captured, ENTRY_FAILURE, decode, interrupted_event, unblocked_nmi};
+use lamina_arch::vmx::exit::{Captured, interrupted_event};
 use lamina_arch::vmx::field;
-use lamina_arch::vmx::rules;
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
-use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
+use lamina_vmm::vcpu::{EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 
 use super::cache::{Cache, Slot};
-use super::capture::capture;
 use super::enable::Shared;
-use super::entry::{self, Frame, Refusal};
+use super::entry::Frame;
 use super::explain::explain;
-use super::quick::{
-    CPUID, EPT_VIOLATION, IO, InGuest, PREEMPTION_TIMER, RDMSR, VMCALL, WRMSR, port_access, step, touch,
-};
-use super::resume::{resume, set_timer};
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
 use super::switched::{read_cr2, read_debug, read_msr, write_cr2, write_debug, write_msr};
-use super::vmcs::{Vmcs, invalidate_ept, invalidate_vpid};
+use super::vmcs::{Current, Vmcs, invalidate_ept, invalidate_vpid};
+use crate::percpu::{self, SWITCHED_MSRS};
 use crate::xstate::ExtendedState;
-use crate::{percpu, timer};
 
 /// EPT pointer: tables of four levels (bits 5:3), write-back (bits 2:0).
 const EPT_POINTER_FLAGS: u64 = 3 << 3 | 6;
@@ -57,7 +51,7 @@ const DR6: usize = 4;
 const SINGLE_STEP: u64 = 1 << 14;
 
 /// MSRs that move when another vCPU comes in. The last one not every processor has.
-const SWITCHED: [u32; 6] =
+const SWITCHED: [u32; SWITCHED_MSRS] =
     [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GS_BASE, msr::IA32_TSC_AUX];
 
 /// One virtual processor under VMX.
@@ -115,11 +109,7 @@ impl VmxVcpu {
     }
 
     fn set_control(&mut self, control: ProcessorBased, on: bool) {
-        let new = if on { self.processor_controls | control.bits() } else { self.processor_controls & !control.bits() };
-        if new != self.processor_controls {
-            self.processor_controls = new;
-            self.vmcs.current().write(field::PROCESSOR_BASED_CONTROLS, new);
-        }
+        set_control(&mut self.vmcs.current(), &mut self.processor_controls, control, on);
     }
 
     fn failure(&mut self, error: String) -> EntryFailure {
@@ -180,32 +170,12 @@ impl VmxVcpu {
     }
 }
 
-impl VmxVcpu {
-    #[cold]
-    fn step_carefully(&mut self) {
-        let length = self.vmcs.current().read(field::EXIT_INSTRUCTION_LENGTH);
-        self.step(u64::from(length));
-        self.cache.write_back(&mut self.vmcs.current());
-        self.cache.forget();
-    }
-
-    #[cold]
-    fn failed_late(&mut self) -> EntryFailure {
-        let reason = (self.captured.reason & 0xffff) as u16;
-        let error = format!("exit reason {reason}: {}", rules::entry_failure(reason, self.captured.qualification));
-        self.failure(error)
-    }
-
-    #[cold]
-    fn refused(&mut self, refusal: Refusal) -> EntryFailure {
-        let error = match refusal {
-            Refusal::Valid => {
-                let number = self.vmcs.current().read(field::INSTRUCTION_ERROR);
-                format!("VM-instruction error {number}: {}", rules::instruction_error(number))
-            }
-            Refusal::Invalid => String::from("no VMCS is current"),
-        };
-        self.failure(error)
+/// Turns a control on or off. VMWRITEs: one where it changes.
+fn set_control(vmcs: &mut Current<'_>, controls: &mut u32, control: ProcessorBased, on: bool) {
+    let new = if on { *controls | control.bits() } else { *controls & !control.bits() };
+    if new != *controls {
+        *controls = new;
+        vmcs.write(field::PROCESSOR_BASED_CONTROLS, new);
     }
 }
 
@@ -228,72 +198,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
-        let shift = self.shared.capabilities.preemption_timer_shift();
-        let mut vmcs = self.vmcs.current();
-        resume(&mut vmcs, &mut self.cache, self.event.take(), deadline, shift);
-        // Nothing is known of the registers any more once the guest runs.
-        self.cache.forget();
-        self.trap_pending = false;
-        // SAFETY, of both here and of the one below: this VMCS is current, `setup` wrote its host state on this processor,
-        // and `load` moved this vCPU's extended state and MSRs in (the run loop loads before it runs).
-        let mut entered = if vmcs.is_launched() {
-            // SAFETY: as said above.
-            unsafe { entry::resume(&mut self.frame) }
-        } else {
-            // SAFETY: as said above.
-            unsafe { entry::launch(&mut self.frame) }
-        };
-        let reason = loop {
-            let at = timer::now();
-            if let Err(refusal) = entered {
-                return Err(self.refused(refusal));
-            }
-            let reason = vmcs.read(field::EXIT_REASON);
-            let registers = &mut InGuest { frame: &mut self.frame, vmcs: &vmcs, extended: &self.extended };
-            // Full reasons: with bit 31, of an entry that failed, it is none of these.
-            let (answer, kind) = match reason {
-                VMCALL => (quick.hypercall(registers), Kind::Hypercall),
-                CPUID => (quick.cpuid(registers), Kind::Cpuid),
-                RDMSR => (quick.rdmsr(registers, at), Kind::Rdmsr),
-                WRMSR => (quick.wrmsr(registers, at), Kind::Wrmsr),
-                IO => (port_access(registers, at, quick), Kind::Io),
-                EPT_VIOLATION => (touch(&vmcs, quick), Kind::Nested),
-                PREEMPTION_TIMER => {
-                    quick.account(Kind::SliceEnd, timer::now().0.wrapping_sub(at.0));
-                    vmcs.set_launched();
-                    return Ok(Ran::Look);
-                }
-                _ => break reason,
-            };
-            if answer == Answer::Refused {
-                break reason;
-            }
-            if answer != Answer::Again && !step(&mut vmcs) {
-                self.step_carefully();
-                vmcs = self.vmcs.current();
-            }
-            let now = timer::now();
-            quick.account(kind, now.0.wrapping_sub(at.0));
-            if answer == Answer::Look {
-                vmcs.set_launched();
-                return Ok(Ran::Look);
-            }
-            set_timer(&mut vmcs, deadline, now, shift);
-            // SAFETY: as said above; it has been launched, as the guest has exited.
-            entered = unsafe { entry::resume(&mut self.frame) };
-        };
-        self.trap_pending = false;
-        self.captured = capture(&vmcs, reason);
-        if reason & ENTRY_FAILURE != 0 {
-            return Err(self.failed_late());
-        }
-        vmcs.set_launched();
-        if unblocked_nmi(&self.captured) {
-            // The IRET is executed again.
-            let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
-            vmcs.write(field::GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
-        }
-        Ok(Ran::Exit(decode(&self.captured)))
+        self.enter(deadline, quick)
     }
 
     fn gprs(&mut self) -> &mut Gprs {
@@ -551,8 +456,13 @@ impl Vcpu for VmxVcpu {
             return;
         }
         self.extended.load();
-        for (index, value) in self.switched().iter().zip(self.switched) {
-            write_msr(*index, value);
+        // What the vCPU before left behind need not be written where it is the same: these writes are slow.
+        let left = &percpu::current().left_msrs;
+        let known = left.known.load(Ordering::Relaxed);
+        for ((index, value), left) in self.switched().iter().zip(self.switched).zip(&left.values) {
+            if !known || left.load(Ordering::Relaxed) != value {
+                write_msr(*index, value);
+            }
         }
         write_debug(&self.debug);
         write_cr2(self.cr2);
@@ -566,9 +476,12 @@ impl Vcpu for VmxVcpu {
         }
         self.loaded = false;
         self.extended.save();
-        for (index, value) in self.switched().iter().zip(&mut self.switched) {
+        let left = &percpu::current().left_msrs;
+        for ((index, value), left) in self.switched().iter().zip(&mut self.switched).zip(&left.values) {
             *value = read_msr(*index);
+            left.store(*value, Ordering::Relaxed);
         }
+        left.known.store(true, Ordering::Relaxed);
         self.debug = read_debug();
         self.cr2 = read_cr2();
     }

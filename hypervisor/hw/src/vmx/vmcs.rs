@@ -173,6 +173,18 @@ impl Current<'_> {
         }
     }
 
+    /// Writes a field behind another that was read since the exit, as [`Current::read_on`] reads one: a VMCS is current,
+    /// and every processor that this runs on has the fields of the short way.
+    #[inline(always)]
+    pub fn write_on<W: Width>(&mut self, field: Field<W, ReadWrite>, value: W::Value) {
+        let value: u64 = value.into();
+        // SAFETY: as for `write`.
+        unsafe {
+            asm!("vmwrite {field}, {value}", value = in(reg) value, field = in(reg) u64::from(field.encoding()),
+                options(nostack, nomem));
+        }
+    }
+
     /// Whether VMLAUNCH has succeeded, so that VMRESUME is due.
     pub const fn is_launched(&self) -> bool {
         self.0.launched

@@ -10,7 +10,6 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use iced_x86::CodeSize;
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
-use lamina_arch::cr::Efer;
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
 use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
@@ -18,7 +17,6 @@ use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
 use super::linear::{self, GuestTables};
-use super::mov::{self, What};
 use super::{Resume, chipset_now, io, mmio};
 use crate::bus::open_bus;
 use crate::chipset::Chipset;
@@ -75,11 +73,6 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
         written = known.filter(|_| write);
     }
     let mut processor = Emulated { read, written, ..Emulated::new(vm, host, cause, now) };
-    if let Cause::Memory(fault) = cause
-        && let Some(length) = processor.move_simply(fault)
-    {
-        return Resume::AdvanceBy(length);
-    }
     let fetched = insn::fetch(&mut processor);
     let outcome = fetched.instruction.and_then(|instruction| insn::execute(&mut processor, &instruction));
     if let Some(resume) = processor.ended.take() {
@@ -171,7 +164,7 @@ impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
 
     fn walk(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault> {
         let vm = &mut *self.vm;
-        let (paging, cpl) = self.paging.get_or_insert_with(|| linear::paging(vm));
+        let (paging, cpl) = self.paging.get_or_insert_with(|| linear::paging(&mut vm.vcpu, vm.cpuid.physical_bits()));
         let access = match purpose {
             Purpose::Read => Access::data(*cpl, false),
             Purpose::Write => Access::data(*cpl, true),
@@ -180,44 +173,6 @@ impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
             Purpose::SystemWrite => Access::system(true),
         };
         paging.translate(at, access, &mut GuestTables { memory: &mut vm.memory, host: self.host })
-    }
-
-    /// Finishes a MOV of an aligned doubleword in 64-bit code that goes where the processor was going, which is no
-    /// memory: the common access to a device, without the general decoder. Its length; `None` where it is anything
-    /// else, with nothing done.
-    fn move_simply(&mut self, fault: &NestedFault) -> Option<u8> {
-        const WIDTH: usize = 4;
-        let linear = fault.linear?;
-        // Of one page, as `finish` has found, and a write only where the processor has translated one.
-        self.read.filter(|_| linear.0 % WIDTH as u64 == 0)?;
-        let cs = self.vm.vcpu.segment(SegmentName::Cs);
-        if !cs.rights.is_long() || self.vm.vcpu.read(SysReg::Efer) & Efer::LMA.bits() == 0 {
-            return None;
-        }
-        let rip = Gla(self.vm.vcpu.read(SysReg::Rip));
-        if rip.offset_in(PAGE_4K) > PAGE_4K - mov::LONGEST as u64 {
-            return None;
-        }
-        let code = self.walk(rip, Purpose::Fetch).ok()?;
-        let mut bytes = [0; mov::LONGEST];
-        self.vm.memory.read(self.host, code, &mut bytes).ok()?;
-        let mov = mov::decode(&bytes)?;
-        if mov.address(|register| self.gpr(register)) != linear.0 || self.vm.memory.is_memory(fault.gpa, WIDTH as u64) {
-            return None;
-        }
-        let value = match mov.what {
-            What::Load(into) => {
-                let mut data = [0xff; WIDTH];
-                let _claimed = self.vm.chipset.mmio_read(self.now, fault.gpa, &mut data);
-                self.set_gpr(into, u32::from_le_bytes(data).into());
-                return Some(mov.length);
-            }
-            What::Store(from) => (self.gpr(from) & 0xffff_ffff) as u32,
-            What::Constant(value) => value,
-        };
-        self.written?;
-        let _claimed = self.vm.chipset.mmio_write(self.now, fault.gpa, &value.to_le_bytes());
-        Some(mov.length)
     }
 
     /// An access to what is not memory ends the VM where a PC has no bus either.

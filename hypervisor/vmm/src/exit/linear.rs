@@ -8,7 +8,6 @@ use lamina_arch::segment::SegmentName;
 use crate::host::HostMemory;
 use crate::memory::GuestMemory;
 use crate::vcpu::Vcpu;
-use crate::vm::Vm;
 use crate::walk::{Paging, Tables};
 
 /// Current privilege level: the DPL of SS (SDM vol. 3, "Guest Register State").
@@ -17,9 +16,7 @@ pub fn cpl<V: Vcpu>(vcpu: &mut V) -> u8 {
 }
 
 /// The registers that paging depends on, and the current privilege level.
-pub fn paging<V: Vcpu, C>(vm: &mut Vm<V, C>) -> (Paging, u8) {
-    let physical_bits = vm.cpuid.physical_bits();
-    let vcpu = &mut vm.vcpu;
+pub fn paging<V: Vcpu>(vcpu: &mut V, physical_bits: u32) -> (Paging, u8) {
     let paging = Paging {
         cr0: Cr0::from_bits_retain(vcpu.read(SysReg::Cr0)),
         cr3: vcpu.read(SysReg::Cr3),

@@ -3,6 +3,7 @@
 //! A handler reads and changes the VM through the seam and the chipset. It never enters the guest, never moves RIP,
 //! never injects, and never decides who runs next: that is what its answer is for.
 
+mod code;
 mod control;
 mod emulate;
 mod hypercall;
@@ -15,9 +16,12 @@ mod nested;
 mod quick;
 mod task;
 
+use lamina_arch::addr::Gla;
+use lamina_arch::cr::Efer;
 use lamina_arch::event::{Event, GuestFault, vector};
 use lamina_arch::exit::Exit;
 use lamina_arch::regs::{Gpr, Gprs, SysReg};
+use lamina_arch::segment::SegmentName;
 use lamina_arch::time::Tsc;
 
 use crate::chipset::Chipset;
@@ -28,10 +32,12 @@ use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vcpu::{QuickRegisters, Vcpu};
 use crate::vm::Vm;
+use crate::walk::Paging;
 
+pub(crate) use code::LastMov;
 pub(crate) use emulate::{instruction_at_rip, step_over};
 pub(crate) use io::obey;
-pub(crate) use quick::Shortcut;
+pub(crate) use quick::{Left as QuickLeft, Shortcut};
 
 /// What follows from an exit.
 #[must_use]
@@ -156,6 +162,25 @@ impl<V: Vcpu> QuickRegisters for ByVcpu<'_, V> {
 
     fn xcr0(&mut self) -> u64 {
         self.0.read(SysReg::Xcr0)
+    }
+
+    fn rsp(&mut self) -> u64 {
+        self.0.read(SysReg::Rsp)
+    }
+
+    fn code(&mut self, physical_bits: u32) -> Option<(Gla, Paging, u8)> {
+        self.cpl_of_64_bit_code()?;
+        let (paging, cpl) = linear::paging(self.0, physical_bits);
+        Some((Gla(self.0.read(SysReg::Rip)), paging, cpl))
+    }
+
+    fn cpl_of_64_bit_code(&mut self) -> Option<u8> {
+        let long = self.0.read(SysReg::Efer) & Efer::LMA.bits() != 0;
+        (long && self.0.segment(SegmentName::Cs).rights.is_long()).then(|| linear::cpl(self.0))
+    }
+
+    fn can_take_interrupt(&mut self) -> bool {
+        self.0.interruptibility().can_take_interrupt()
     }
 }
 

@@ -7,10 +7,10 @@ use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
-use crate::chipset::{Chipset, Signal};
+use crate::chipset::Chipset;
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
-use crate::exit::{Resume, Shortcut, Surroundings, dispatch, obey, step_over};
+use crate::exit::{QuickLeft, Resume, Shortcut, Surroundings, dispatch, obey, step_over};
 use crate::frames::{STOCK_LOW, fill_stock};
 use crate::host::Host;
 use crate::stop::StopReason;
@@ -106,17 +106,18 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             trace::handled(vm);
         }
         deliver(vm);
-        let exit = match enter(vm, around.host, deadline) {
+        let exit = match enter(vm, around.host, deadline, limit) {
             Ok((Ran::Exit(exit), ..)) => exit,
-            Ok((Ran::Look, signal)) => {
+            Ok((Ran::Look, left)) => {
                 last = None;
                 if vm.chipset.has_output() {
                     let now = around.host.now();
                     vm.pass_output(around.console, around.slot, Tsc(now.since(vm.started)), now);
                 }
-                match obey(vm, signal) {
+                match left.and_then(|left| obey(vm, left.signal)) {
                     Some(Resume::Stop(reason)) => return Left::Stopped(reason),
                     Some(Resume::Reset) => return Left::Reset,
+                    _ if left.is_some_and(|left| left.yields) => return Left::Yielded,
                     _ => continue,
                 }
             }
@@ -202,15 +203,17 @@ fn enter<H: Host, C: Chipset>(
     vm: &mut Vm<H::Vcpu, C>,
     host: &mut H,
     deadline: Tsc,
-) -> Result<(Ran, Signal), EntryFailure> {
+    limit: Tsc,
+) -> Result<(Ran, Option<QuickLeft>), EntryFailure> {
     if vm.trace.is_some() {
-        return Ok((vm.vcpu.run(deadline, &mut LongWay)?, Signal::None));
+        return Ok((vm.vcpu.run(deadline, &mut LongWay)?, None));
     }
-    let (vcpu, mut shortcut) = Shortcut::split(vm, host);
+    let rest = host.tsc_frequency().ticks_in_ns(TIMER_REST_NS);
+    let (vcpu, mut shortcut) = Shortcut::split(vm, host, limit, rest);
     let ran = vcpu.run(deadline, &mut shortcut)?;
-    let (signal, nmi) = shortcut.left();
-    vm.nmi_waits |= nmi;
-    Ok((ran, signal))
+    let left = shortcut.left();
+    vm.nmi_waits = left.nmi;
+    Ok((ran, Some(left)))
 }
 
 /// Injects a waiting NMI or interrupt, or asks for the window to do so. Costs no VMREAD where nothing waits.

@@ -6,7 +6,7 @@ use std::vec::Vec;
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr4, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::{Direction, Exit, IoExit};
+use lamina_arch::exit::{Direction, Exit, IoExit, Kind, NestedFault};
 use lamina_arch::hypercall;
 use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
@@ -127,6 +127,8 @@ pub struct Trace {
     pub delivered: Vec<(Tsc, Event)>,
     /// RIP after each instruction that the hypervisor finished.
     pub advanced: Vec<u64>,
+    /// How often the run loop entered it.
+    pub runs: usize,
     /// Interrupt windows requested (true) and given up (false), where that changed something.
     pub interrupt_windows: Vec<bool>,
     /// NMI windows requested (true) and given up (false), where that changed something.
@@ -330,7 +332,19 @@ impl FakeVcpu {
             Exit::Io(IoExit { port, width, direction: Direction::Out, string: None }) => {
                 quick.port_out(registers, at, port, width)
             }
-            Exit::NestedFault(fault) => quick.touch(fault.gpa),
+            Exit::NestedFault(fault) if !quick.is_device(fault.gpa) => quick.touch(fault.gpa),
+            Exit::NestedFault(NestedFault {
+                gpa,
+                linear: Some(linear),
+                write,
+                table_walk: false,
+                fetch: false,
+                ..
+            }) => {
+                let (answer, length) = quick.device(registers, at, gpa, linear, write);
+                self.length = Some(Some(length));
+                answer
+            }
             _ => Answer::Refused,
         };
         if answer != Answer::Refused {
@@ -341,6 +355,29 @@ impl FakeVcpu {
             assert!(advanced.is_ok(), "the length is told");
         }
         answer
+    }
+
+    /// Offers what is no exit of an instruction's to the short way, with the window no longer asked for.
+    fn offer_window<Q: Quick>(&mut self, quick: &mut Q) -> Answer {
+        let answer = quick.window();
+        if answer != Answer::Refused {
+            self.request_interrupt_window(false);
+        }
+        answer
+    }
+
+    /// Lets the short way do what is due before the next entry; when that exits at the latest, or `None` where it is
+    /// the run loop's turn.
+    fn look<Q: Quick>(&mut self, quick: &mut Q) -> Option<Tsc> {
+        let now = self.now();
+        let next = quick.look(&mut ByVcpu(self), now)?;
+        self.trace(|t| t.deadlines.push(next.deadline));
+        self.request_interrupt_window(next.window);
+        if let Some(vector) = next.interrupt {
+            self.inject(Event::external(vector));
+            self.deliver();
+        }
+        Some(next.deadline)
     }
 }
 
@@ -354,10 +391,13 @@ impl Vcpu for FakeVcpu {
         Ept { execute_only: false, largest: FrameSize::Size2M }
     }
 
-    fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
+    fn run<Q: Quick>(&mut self, mut deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
         assert!(self.loaded, "a vCPU runs that is not loaded");
         assert!(self.root.is_some(), "a vCPU runs without nested tables");
-        self.trace(|t| t.deadlines.push(deadline));
+        self.trace(|t| {
+            t.runs += 1;
+            t.deadlines.push(deadline);
+        });
         let now = self.now();
         self.entries = (now, if self.entries.0 == now { self.entries.1 + 1 } else { 0 });
         assert!(self.entries.1 < SPINNING, "the guest is entered over and over and gets nowhere");
@@ -369,7 +409,14 @@ impl Vcpu for FakeVcpu {
                 return Ok(Ran::Exit(Exit::NmiWindow));
             }
             if self.interrupt_window && self.enabled() && !self.shadow {
-                return Ok(Ran::Exit(Exit::InterruptWindow));
+                if self.offer_window(quick) == Answer::Refused {
+                    return Ok(Ran::Exit(Exit::InterruptWindow));
+                }
+                quick.account(Kind::Window, 0);
+                match self.look(quick) {
+                    Some(next) => deadline = next,
+                    None => return Ok(Ran::Look),
+                }
             }
             let now = self.now();
             let machine = self.world.with(|w| w.next_interrupt());
@@ -377,7 +424,11 @@ impl Vcpu for FakeVcpu {
                 return Ok(Ran::Exit(Exit::HostInterrupt { vector: Some(SERIAL_VECTOR) }));
             }
             if now >= deadline {
-                return Ok(Ran::Exit(Exit::SliceEnd));
+                match self.look(quick) {
+                    Some(next) => deadline = next,
+                    None => return Ok(Ran::Exit(Exit::SliceEnd)),
+                }
+                continue;
             }
             let mut step = self.next_step();
             let until = if self.shadow { now + 1 } else { machine.map_or(deadline, |at| at.min(deadline)) };
@@ -402,7 +453,10 @@ impl Vcpu for FakeVcpu {
             match step.outcome {
                 Outcome::Exit(exit) => match self.offer(&exit, quick) {
                     Answer::Done | Answer::Again => {}
-                    Answer::Look => return Ok(Ran::Look),
+                    Answer::Look | Answer::LookHere => match self.look(quick) {
+                        Some(next) => deadline = next,
+                        None => return Ok(Ran::Look),
+                    },
                     Answer::Refused => return Ok(Ran::Exit(exit)),
                 },
                 Outcome::Refused(failure) => return Err(failure),

@@ -26,6 +26,7 @@ fn an_interrupt_is_injected_at_once_where_it_can_be_taken() {
     assert_eq!(seen.taken(), [1]);
     assert_eq!(world.trace(1).delivered[0].1, Event::external(0x41));
     assert!(world.trace(1).interrupt_windows.is_empty());
+    assert_eq!(world.trace(1).runs, 1, "the run loop is not asked");
 }
 
 #[test]
@@ -42,6 +43,15 @@ fn an_interrupt_waits_for_the_window_while_interrupts_are_off() {
     ]);
     assert_eq!(seen.taken(), [0, 1]);
     assert_eq!(world.trace(1).interrupt_windows, [true, false]);
+    let ends = 2;
+    assert_eq!(world.trace(1).runs, 1 + ends, "only for the ends of slices");
+}
+
+#[test]
+fn a_timer_that_is_due_interrupts_without_the_run_loop() {
+    let world = run_one([sti(), wrmsr_with(IA32_TSC_DEADLINE, |cpu| cpu.tsc() + SLICE / 4), Step::compute(SLICE / 2)]);
+    assert_eq!(vectors(&world), [TIMER_VECTOR]);
+    assert_eq!(world.trace(1).runs, 1);
 }
 
 #[test]

@@ -63,10 +63,11 @@ pub fn measure(backend: &Backend) -> Result<Measured> {
     say(format_args!("kvm: two boots, 20 to 60 s each"));
     let mut what = String::new();
     let mut all = Vec::new();
+    let ends = Regex::new(r"^peer (end|failed: .*)$|Kernel panic")?;
     for configuration in CONFIGURATIONS {
         let cmdline = format!("{COMMAND_LINE}{configuration}");
         let mut machine = native::start(backend, &kernel, &initrd, &cmdline, MEMORY, LIMIT)?;
-        match machine.wait_for(&Regex::new(r"^peer (end|failed: .*)$|Kernel panic")?) {
+        match machine.wait_for(&ends) {
             Ok(line) if line.text == "peer end" => {}
             Ok(line) => bail!("{}\n{}", line.text, machine.report(60)),
             Err(stop) => bail!("{stop}, and the peer has not come to its end\n{}", machine.report(60)),

@@ -77,6 +77,24 @@ fn a_kernel_of_32_bits_starts_as_the_specification_says() {
 }
 
 #[test]
+fn an_image_may_be_where_real_mode_reaches_it() {
+    let mut image = image32();
+    set(&mut image, 24, &0x4060u32.to_le_bytes());
+    set(&mut image, 60, &[0x4000u32, 0x4000].map(u32::to_le_bytes).concat());
+    let mut bench = Bench::new(4 * MIB);
+    let modules = [Module { bytes: b"NR_CPUS=1\n", cmdline: "env" }];
+    let args = LoadArgs { modules: &modules, ..LoadArgs::default() };
+    let state = bench.load(&image, &args).unwrap();
+    assert_eq!((state.mode, state.rip), (Mode::Protected32, 0x4060));
+    assert_eq!(bench.bytes(0x4060, 4), [0x90; 4]);
+    // What the loader leaves is beyond all that the image may use before it has read it.
+    let info = gpr(&state, Gpr::Rbx);
+    assert!(info >= 0x1_0000 && state.gdt.base >= 0x1_0000);
+    let module = bench.number(bench.number(info + 24, 4), 4);
+    assert_eq!((module, bench.bytes(module, 10)), (MIB, b"NR_CPUS=1\n".to_vec()));
+}
+
+#[test]
 fn a_virtual_entry_point_is_translated() {
     let mut image = image32();
     set(&mut image, 24, &0xc010_0060u32.to_le_bytes());

@@ -5,10 +5,19 @@ use lamina_tests::{Needs, Running, Scenario, Stage};
 
 pub const SCENARIO: Scenario = Scenario { name: "conformance", needs: Needs::Icebp, limit: 300, long: false, run };
 
-/// What Bochs itself gets wrong: a local APIC that was switched off never comes back there, and a deadline that has
-/// passed still stands in its MSR.
+/// What Bochs itself gets wrong: a local APIC that was switched off never comes back there; a deadline that has passed
+/// still stands in its MSR; a command's reserved bits are no fault; its I/O APIC has an identification of eight bits and
+/// no arbitration register, and an input that is still active at the end of its interrupt is forgotten.
 fn is_known(name: &str) -> bool {
-    name == "apic timer tsc deadline is cleared" || name.starts_with("x2apic ") || name.starts_with("apic disabled ")
+    matches!(
+        name,
+        "apic timer tsc deadline is cleared"
+            | "x2apic reserved bits"
+            | "ioapic identification has four bits"
+            | "ioapic arbitration follows identification"
+            | "ioapic level that stays comes again"
+            | "ioapic remote irr until the end of the interrupt"
+    ) || name.starts_with("apic disabled ")
 }
 
 fn run(stage: &Stage) -> Result<()> {
@@ -22,7 +31,7 @@ fn run(stage: &Stage) -> Result<()> {
     )?;
     machine.expect(r"^\[vm\] done: \d+ failed$")?;
     let found = verdicts(&machine, r"\[vm\] ")?;
-    machine.check(found.len() > 190, || format!("only {} tests", found.len()))?;
+    machine.check(found.len() > 320, || format!("only {} tests", found.len()))?;
 
     let mut bare = stage.boot_natively("conformance")?;
     bare.expect(r"^done: \d+ failed$")?;

@@ -1,14 +1,16 @@
-//! The local APIC in both modes, its timer, and the I/O APIC.
+//! The local APIC in its first mode, its timer, and the pair of 8259s through it.
 
-use guest_rt::cpu;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::machine::{GP, NOTHING, SECOND, VECTOR, breathe, count, forget, last, outb, rdmsr, read32, write32, wrmsr};
-use crate::{Test, Verdict};
+use guest_rt::{cpu, trap};
+
+use crate::machine::{
+    self, NOTHING, SECOND, VECTOR, breathe, count, forget, last, outb, rdmsr, read32, write32, wrmsr,
+};
+use crate::{Test, Verdict, ioapic};
 
 const LOCAL: u64 = 0xfee0_0000;
-const IO: u64 = 0xfec0_0000;
 const APIC_BASE: u32 = 0x1b;
-const ENABLED: u64 = 0xfee0_0900;
 const X2: u64 = 1 << 10;
 const TPR: u64 = 0x80;
 const EOI: u64 = 0xb0;
@@ -35,45 +37,42 @@ pub const TESTS: &[Test] = &[
     ("apic timer one-shot", one_shot),
     ("apic timer periodic", periodic),
     ("apic timer tsc deadline", tsc_deadline),
-    ("apic timer tsc deadline is cleared", || crate::same(CLEARED.load(core::sync::atomic::Ordering::Relaxed), 0)),
+    ("apic timer tsc deadline is cleared", || crate::same(CLEARED.load(Ordering::Relaxed), 0)),
     ("apic timer stopped", stopped),
     ("apic divide register", divide),
     ("apic lvt masked after software disable", software_disable),
-    ("ioapic identification and version", ioapic_version),
-    ("ioapic entry", ioapic_entry),
-    ("ioapic edge from the interval timer", ioapic_edge),
+    ("apic timer mode changed while it counts", timer_modes),
+    ("apic timer masked counts on", timer_masked),
+    ("apic timer started anew", timer_anew),
+    ("apic timer deadline in the past", deadline_past),
+    ("apic timer deadline taken back", deadline_back),
+    ("apic timer deadline in another mode", deadline_elsewhere),
+    ("apic in service and pending", in_service),
+    ("apic physical broadcast", || sent(0xff, 0, 1)),
+    ("apic shorthand for all", || sent(0, 2 << 18, 1)),
+    ("apic shorthand for the others", || sent(0, 3 << 18, 0)),
+    ("apic to an identifier that nobody has", || sent(0x7e, 0, 0)),
+    ("apic logical destination", || logical(0x0200_0000, 0xffff_ffff, 2, 1)),
+    ("apic logical destination of others", || logical(0x0200_0000, 0xffff_ffff, 4, 0)),
+    ("apic logical destination in a cluster", || logical(0x1200_0000, 0x0fff_ffff, 0x16, 1)),
+    ("apic init and start-up of others", others),
+    ("apic registers that are not there", || error_of(|| drop_read(0x40))),
+    ("apic version cannot be written", version_kept),
     ("pic through lint0", pic),
 ];
 
-/// Switches of the mode. Each goes through the disabled state, out of which not every machine comes: these are last.
-pub const MODES: &[Test] = &[
-    ("apic disabled is told by cpuid", disabled),
-    ("x2apic from disabled", || mode(&[0xfee0_0100], 0xfee0_0100 | X2 | 1 << 11, NOTHING)),
-    ("x2apic back to xapic", x2_to_x),
-    ("x2apic self ipi", x2_self),
-    ("x2apic reserved registers", x2_reserved),
-    ("x2apic read-only and write-only registers", x2_rights),
-    ("x2apic command in one write", x2_command),
-];
-
-fn disabled() -> Verdict {
-    crate::same(wrmsr(APIC_BASE, 0xfee0_0100), NOTHING)?;
-    let shown = cpu::has(1, 0, 3, 9);
-    wrmsr(APIC_BASE, ENABLED);
-    enable();
-    crate::same(u64::from(shown) << 1 | u64::from(cpu::has(1, 0, 3, 9)), 1)
-}
-
-fn read(register: u64) -> u32 {
+/// Reads a register.
+pub fn read(register: u64) -> u32 {
     read32(LOCAL + register)
 }
 
-fn write(register: u64, value: u32) {
+/// Writes a register.
+pub fn write(register: u64, value: u32) {
     write32(LOCAL + register, value);
 }
 
 /// Switches the local APIC on, in xAPIC mode, with nothing pending.
-fn enable() {
+pub fn enable() {
     write(SPURIOUS, 0x13f);
     write(TPR, 0);
 }
@@ -173,7 +172,8 @@ fn illegal_vector() -> Verdict {
     same(u64::from(error & 0x60 != 0), 1u64)
 }
 
-fn wait_for(events: u64) -> u64 {
+/// Lets interrupts in until so many have come, or for half a second: how many there were.
+pub fn wait_for(events: u64) -> u64 {
     let until = cpu::tsc() + 50_000_000;
     while count() < events && cpu::tsc() < until {
         breathe();
@@ -234,7 +234,7 @@ fn tsc_deadline() -> Verdict {
     let left = rdmsr(0x6e0).unwrap_or(1);
     write(LVT_TIMER, 1 << 16);
     crate::same(u64::from(armed == at || armed == 0), 1)?;
-    CLEARED.store(left, core::sync::atomic::Ordering::Relaxed);
+    CLEARED.store(left, Ordering::Relaxed);
     crate::same(taken << 8 | u64::from(early), 1 << 8)
 }
 
@@ -265,153 +265,205 @@ fn software_disable() -> Verdict {
     same(masked, 1u32)
 }
 
-/// Sets IA32_APIC_BASE to each of `through`, then to `last`, and goes back to xAPIC mode.
-fn mode(through: &[u64], last: u64, expected: u64) -> Verdict {
-    for &value in through {
-        crate::same(wrmsr(APIC_BASE, value), NOTHING)?;
-    }
-    let raised = wrmsr(APIC_BASE, last);
-    wrmsr(APIC_BASE, 0xfee0_0100);
-    wrmsr(APIC_BASE, ENABLED);
-    enable();
-    // From disabled, the next mode is xAPIC: straight to x2APIC is refused.
-    crate::same(raised, if expected == NOTHING { GP } else { expected })
-}
-
-fn in_x2(test: impl FnOnce() -> Verdict) -> Verdict {
-    if !cpu::has(1, 0, 2, 21) {
-        return Ok(());
-    }
-    crate::same(wrmsr(APIC_BASE, ENABLED | X2), NOTHING)?;
-    let verdict = test();
-    wrmsr(APIC_BASE, 0xfee0_0100);
-    wrmsr(APIC_BASE, ENABLED);
-    enable();
-    verdict
-}
-
-fn x2_to_x() -> Verdict {
-    in_x2(|| crate::same(wrmsr(APIC_BASE, ENABLED), GP))
-}
-
-fn x2_self() -> Verdict {
-    in_x2(|| {
-        wrmsr(0x80f, 0x13f);
-        wrmsr(0x808, 0);
-        crate::same(wrmsr(0x83f, VECTOR.into()), NOTHING)?;
-        forget();
-        breathe();
-        same(count() << 8 | last().vector, 1 << 8 | u64::from(VECTOR))
-    })
-}
-
-fn x2_reserved() -> Verdict {
-    in_x2(|| {
-        // Reserved: 0x800, 0x801, 0x804 to 0x807, 0x809 (arbitration), 0x80c, 0x80e (destination format), 0x831.
-        for msr in [0x800, 0x801, 0x804, 0x805, 0x806, 0x807, 0x80c, 0x80e, 0x831, 0x83a, 0x8ff] {
-            let read = rdmsr(msr).err().unwrap_or(NOTHING);
-            if read != GP {
-                return Err((u64::from(msr), read));
-            }
-        }
-        Ok(())
-    })
-}
-
-fn x2_rights() -> Verdict {
-    in_x2(|| {
-        // Identification, version, processor priority, logical destination, first of ISR, TMR, IRR, current count.
-        for msr in [0x802, 0x803, 0x80a, 0x80d, 0x810, 0x818, 0x820, 0x839] {
-            crate::same(u64::from(rdmsr(msr).is_ok()) << 32 | u64::from(msr), 1 << 32 | u64::from(msr))?;
-            crate::same(wrmsr(msr, 0), GP)?;
-        }
-        // EOI and SELF IPI cannot be read.
-        for msr in [0x80b, 0x83f] {
-            crate::same(rdmsr(msr).err().unwrap_or(NOTHING), GP)?;
-        }
-        // EOI takes 0 only; a priority has eight bits.
-        crate::same(wrmsr(0x80b, 1), GP)?;
-        crate::same(wrmsr(0x808, 0x100), GP)
-    })
-}
-
-fn x2_command() -> Verdict {
-    in_x2(|| {
-        wrmsr(0x80f, 0x13f);
-        let id = rdmsr(0x802).unwrap_or(0);
-        crate::same(wrmsr(0x830, id << 32 | 1 << 14 | u64::from(VECTOR)), NOTHING)?;
-        forget();
-        breathe();
-        same(count(), 1u64)
-    })
-}
-
-fn io_read(index: u32) -> u32 {
-    write32(IO, index);
-    read32(IO + 0x10)
-}
-
-fn io_write(index: u32, value: u32) {
-    write32(IO, index);
-    write32(IO + 0x10, value);
-}
-
-fn ioapic_version() -> Verdict {
-    let version = io_read(1);
-    same(u64::from(version >> 16 & 0xff), 23u64)?;
-    io_write(0, 0x0f00_0000);
-    same(io_read(0) >> 24 & 0xf, 0xfu32)
-}
-
-fn ioapic_entry() -> Verdict {
-    // Masked, edge, physical; delivery status and remote IRR cannot be written.
-    io_write(0x10 + 2 * 5, 1 << 16 | 1 << 14 | 1 << 12 | 0x40);
-    let entry = io_read(0x10 + 2 * 5);
-    io_write(0x10 + 2 * 5, 1 << 16);
-    same(entry, 1u32 << 16 | 0x40)
-}
-
-/// The interval timer's counter 0 as a square wave of 1 kHz.
-fn start_pit() {
-    outb(0x43, 0x36);
-    outb(0x40, 0xa9);
-    outb(0x40, 0x04);
-}
-
-fn ioapic_edge() -> Verdict {
-    enable();
-    outb(0x21, 0xff);
-    outb(0xa1, 0xff);
-    start_pit();
-    forget();
-    let id = read(0x20) & 0xff00_0000;
-    io_write(0x15, id);
-    io_write(0x14, VECTOR.into());
-    let taken = wait_for(2);
-    io_write(0x14, 1 << 16);
-    breathe();
-    same(u64::from(taken >= 2), 1u64)
-}
-
 fn pic() -> Verdict {
     enable();
     write(0x350, 0x700);
     guest_rt::pic::init();
-    start_pit();
-    guest_rt::trap::set_handler(32, |_| {
-        TICKS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    ioapic::start_pit();
+    trap::set_handler(32, |_| {
+        TICKS.fetch_add(1, Ordering::Relaxed);
         guest_rt::pic::end_of_interrupt();
     });
     guest_rt::pic::unmask(0);
     let until = cpu::tsc() + 50_000_000;
-    while TICKS.load(core::sync::atomic::Ordering::Relaxed) < 2 && cpu::tsc() < until {
+    while TICKS.load(Ordering::Relaxed) < 2 && cpu::tsc() < until {
         breathe();
     }
     outb(0x21, 0xff);
     breathe();
-    same(u64::from(TICKS.load(core::sync::atomic::Ordering::Relaxed) >= 2), 1u64)
+    same(u64::from(TICKS.load(Ordering::Relaxed) >= 2), 1u64)
+}
+
+fn timer_modes() -> Verdict {
+    timer(0, 100_000);
+    while read(CURRENT) > 50_000 {}
+    // From one-shot to periodic: the count goes on, and then starts again.
+    write(LVT_TIMER, 1 << 17 | 1 << 16);
+    let kept = read(CURRENT) < 50_001;
+    while read(CURRENT) < 50_001 {}
+    let again = read(CURRENT) > 50_000;
+    while read(CURRENT) > 50_000 {}
+    write(LVT_TIMER, 1 << 16);
+    let still = read(CURRENT) < 50_001;
+    let until = cpu::tsc() + 50_000_000;
+    while read(CURRENT) != 0 && cpu::tsc() < until {}
+    let ended = read(CURRENT) == 0;
+    write(LVT_TIMER, 1 << 17 | 1 << 16);
+    let stays = read(CURRENT) == 0;
+    let initial = read(INITIAL);
+    stop_timer();
+    let all = [kept, again, still, ended, stays].iter().fold(0u64, |sum, &good| sum << 1 | u64::from(good));
+    same(all << 32 | u64::from(initial), 0b11111 << 32 | 100_000u64)
+}
+
+fn timer_masked() -> Verdict {
+    timer(0, 1000);
+    write(LVT_TIMER, 1 << 16 | u32::from(VECTOR));
+    let until = cpu::tsc() + 50_000_000;
+    while read(CURRENT) != 0 && cpu::tsc() < until {}
+    breathe();
+    let left = read(CURRENT);
+    write(LVT_TIMER, VECTOR.into());
+    breathe();
+    stop_timer();
+    same(u64::from(left) << 32 | count(), 0u64)
+}
+
+fn timer_anew() -> Verdict {
+    timer(0, 50_000_000);
+    let first = read(CURRENT);
+    write(INITIAL, 1000);
+    let taken = wait_for(1);
+    stop_timer();
+    same(u64::from(first > 1_000_000) << 8 | taken, 1 << 8 | 1u64)
+}
+
+/// The timer in the mode where it waits for a time, if there is that mode.
+fn deadline_mode() -> bool {
+    enable();
+    forget();
+    write(LVT_TIMER, 2 << 17 | u32::from(VECTOR));
+    cpu::has(1, 0, 2, 24)
+}
+
+fn deadline_past() -> Verdict {
+    if !deadline_mode() {
+        return Ok(());
+    }
+    // SAFETY: interrupts have handlers. The NOP is the one instruction that the interrupt may take.
+    unsafe {
+        core::arch::asm!(
+            "sti", "mov ecx, 0x10", "rdmsr", "mov ecx, 0x6e0", "wrmsr", "nop", "cli",
+            out("rax") _, out("rcx") _, out("rdx") _,
+        );
+    }
+    let taken = count();
+    write(LVT_TIMER, 1 << 16);
+    same(taken, 1u64)
+}
+
+fn deadline_back() -> Verdict {
+    if !deadline_mode() {
+        return Ok(());
+    }
+    wrmsr(0x6e0, cpu::tsc() + 1_000_000);
+    wrmsr(0x6e0, 0);
+    let left = rdmsr(0x6e0).unwrap_or(1);
+    let until = cpu::tsc() + 2_000_000;
+    while cpu::tsc() < until {
+        breathe();
+    }
+    write(LVT_TIMER, 1 << 16);
+    same(left << 8 | count(), 0u64)
+}
+
+fn deadline_elsewhere() -> Verdict {
+    if !deadline_mode() {
+        return Ok(());
+    }
+    wrmsr(0x6e0, cpu::tsc() + 100_000_000);
+    // Another mode disarms it, and ignores what is written.
+    write(LVT_TIMER, VECTOR.into());
+    let disarmed = rdmsr(0x6e0).unwrap_or(1);
+    wrmsr(0x6e0, cpu::tsc() + 1000);
+    let ignored = rdmsr(0x6e0).unwrap_or(1);
+    write(LVT_TIMER, 1 << 16);
+    same(disarmed | ignored, 0u64)
+}
+
+fn in_service() -> Verdict {
+    const ISR: u64 = 0x100;
+    const PPR: u64 = 0xa0;
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    enable();
+    forget();
+    self_ipi(VECTOR);
+    trap::set_handler(VECTOR, |_| {
+        let bit = u32::from(VECTOR - 32);
+        let serving = read(ISR + 0x10) >> bit & 1;
+        let pending = read(IRR + 0x10) >> bit & 1;
+        self_ipi(VECTOR);
+        self_ipi(VECTOR);
+        let again = read(IRR + 0x10) >> bit & 1;
+        let priority = read(PPR);
+        write(EOI, 0);
+        let after = read(ISR + 0x10) >> bit & 1;
+        let seen = u64::from(serving << 3 | pending << 2 | again << 1 | after) << 8 | u64::from(priority);
+        SEEN.store(seen, Ordering::Relaxed);
+        machine::install();
+    });
+    breathe();
+    breathe();
+    same(SEEN.load(Ordering::Relaxed) << 8 | count(), 0b1010 << 16 | 0x30 << 8 | 1u64)
+}
+
+/// Sends a fixed interrupt to `destination` with more bits of the command: how often it comes.
+fn sent(destination: u32, command: u32, expected: u64) -> Verdict {
+    enable();
+    forget();
+    write(ICR + 0x10, destination << 24);
+    write(ICR, command | 1 << 14 | u32::from(VECTOR));
+    let busy = read(ICR) >> 12 & 1;
+    breathe();
+    breathe();
+    same(u64::from(busy) << 8 | count(), expected)
+}
+
+fn logical(identifier: u32, format: u32, destination: u32, expected: u64) -> Verdict {
+    const LDR: u64 = 0xd0;
+    const DFR: u64 = 0xe0;
+    enable();
+    write(DFR, format);
+    write(LDR, identifier);
+    let found = sent(destination, 1 << 11, expected);
+    write(DFR, 0xffff_ffff);
+    found
+}
+
+/// Processors that there are none of are reset and started: nothing comes of it, and nothing waits for them.
+fn others() -> Verdict {
+    enable();
+    forget();
+    write(ICR, 3 << 18 | 1 << 14 | 5 << 8);
+    let first = read(ICR) >> 12 & 1;
+    write(ICR, 3 << 18 | 6 << 8);
+    let second = read(ICR) >> 12 & 1;
+    breathe();
+    same(u64::from(first | second) << 8 | count(), 0u64)
+}
+
+fn drop_read(register: u64) {
+    let _ = read(register);
+}
+
+/// An access to a register that does not exist is an error.
+fn error_of(act: impl Fn()) -> Verdict {
+    enable();
+    write(ESR, 0);
+    write(ESR, 0);
+    act();
+    write(ESR, 0);
+    let error = read(ESR);
+    write(ESR, 0);
+    same(error, 1u32 << 7)
+}
+
+fn version_kept() -> Verdict {
+    let before = read(0x30);
+    write(0x30, !before);
+    same(read(0x30), before)
 }
 
 /// What IA32_TSC_DEADLINE held behind its interrupt.
-static CLEARED: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
-static TICKS: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
+static CLEARED: AtomicU64 = AtomicU64::new(0);
+static TICKS: AtomicU32 = AtomicU32::new(0);

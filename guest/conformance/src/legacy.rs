@@ -6,6 +6,7 @@
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 
+use crate::user::Shared;
 use crate::{Test, Verdict, same};
 
 pub const TESTS: &[Test] = &[
@@ -35,20 +36,14 @@ const CODE16: u64 = 0x0000_9b00_0000_ffff;
 const DATA16: u64 = 0x0000_9300_0000_ffff;
 
 /// Where 16-bit code is copied to. Unit: bytes.
-const LOW: u64 = 0x8000;
-
-/// Memory that only the code below and the tests touch, one after the other.
-#[repr(C, align(64))]
-struct Shared<T>(UnsafeCell<T>);
-
-// SAFETY: one processor, and no test runs beside another.
-unsafe impl<T> Sync for Shared<T> {}
+pub const LOW: u64 = 0x8000;
 
 static GDT: Shared<[u64; 16]> = Shared(UnsafeCell::new([0; 16]));
 static IDT: Shared<[u64; 128]> = Shared(UnsafeCell::new([0; 128]));
 /// TSSs 0 to 3 of 32 bits, 4 of 16 bits.
-static TSS: Shared<[[u32; 32]; 5]> = Shared(UnsafeCell::new([[0; 32]; 5]));
-static RESULTS: Shared<[u32; 16]> = Shared(UnsafeCell::new([0; 16]));
+pub static TSS: Shared<[[u32; 32]; 5]> = Shared(UnsafeCell::new([[0; 32]; 5]));
+/// What the code leaves.
+pub static RESULTS: Shared<[u32; 16]> = Shared(UnsafeCell::new([0; 16]));
 static STACKS: Shared<[[u8; 1024]; 6]> = Shared(UnsafeCell::new([[0; 1024]; 6]));
 
 global_asm!(
@@ -239,8 +234,9 @@ unsafe extern "C" {
     static legacy_real_end: u8;
 }
 
+/// An address of the program.
 #[allow(clippy::cast_possible_truncation, reason = "the program is below 4 GiB")]
-fn low(at: *const u8) -> u32 {
+pub fn low(at: *const u8) -> u32 {
     at as u64 as u32
 }
 
@@ -248,15 +244,59 @@ fn system(base: u64, limit: u64, rights: u64) -> u64 {
     limit & 0xffff | (base & 0xff_ffff) << 16 | rights << 40 | (base >> 24) << 56
 }
 
-fn gate(selector: u64, at: u32, rights: u64) -> u64 {
+/// A gate of an IDT of 32 bits.
+pub fn gate(selector: u64, at: u32, rights: u64) -> u64 {
     let at = u64::from(at);
     at & 0xffff | selector << 16 | rights << 40 | (at >> 16) << 48
 }
 
-/// Runs `routine` in 32-bit mode with fresh tables; the handlers of vectors 13, 0x40 and 0x41 are as given.
-fn run(routine: *const u8, interrupts: &[(usize, u64)]) -> [u32; 16] {
-    let stack = |n: usize| low(STACKS.0.get().cast::<u8>().wrapping_add(1024 * (n + 1)));
-    let tss = |n: usize| TSS.0.get().cast::<u8>().wrapping_add(128 * n) as u64;
+/// Runs `routine` in 32-bit mode with fresh tables and these gates, by their vectors.
+pub fn run(routine: *const u8, interrupts: &[(usize, u64)]) -> [u32; 16] {
+    let entries = [&raw const legacy_task_jump, &raw const legacy_task_call, &raw const legacy_task_fault];
+    prepare(entries, interrupts);
+    // SAFETY: nothing else uses these tables now.
+    unsafe {
+        let (gdt, tasks) = (&mut *GDT.0.get(), &mut *TSS.0.get());
+        gdt[10] = system(tss(4), 0x2b, 0x81);
+        // Of 16 bits: IP cannot reach the code, so its segment begins there.
+        gdt[11] = system(u64::from(low(&raw const legacy_task_16)), 0xffff, 0x9b) | 1 << 54;
+        let words = tasks[4].as_mut_ptr().cast::<u16>();
+        for (at, value) in [(7, 0), (8, 2), (13, 0x7000), (17, 0x10), (18, 0x58), (19, 0x20), (20, 0x10)] {
+            words.add(at).write(value);
+        }
+    }
+    call(routine)
+}
+
+/// The same with three tasks (selectors 0x30, 0x38, 0x40) that begin at `entries`, and one in virtual-8086 mode (0x50,
+/// busy) at [`LOW`].
+pub fn run_tasks(routine: *const u8, entries: [*const u8; 3], interrupts: &[(usize, u64)]) -> [u32; 16] {
+    prepare(entries, interrupts);
+    // SAFETY: nothing else uses these tables now.
+    unsafe {
+        let (gdt, tasks) = (&mut *GDT.0.get(), &mut *TSS.0.get());
+        gdt[10] = system(tss(4), 0x67, 0x8b);
+        let task = &mut tasks[4];
+        task[9] = 0x2_0002;
+        task[14] = 0x7f0;
+        // ES, CS (that of `LOW`), SS, DS, FS, GS.
+        for (place, segment) in task[18..24].iter_mut().zip([0x2345, 0x800, 0x900, 0x1234, 0, 0]) {
+            *place = segment;
+        }
+    }
+    call(routine)
+}
+
+fn stack(n: usize) -> u32 {
+    low(STACKS.0.get().cast::<u8>().wrapping_add(1024 * (n + 1)))
+}
+
+fn tss(n: usize) -> u64 {
+    TSS.0.get().cast::<u8>().wrapping_add(128 * n) as u64
+}
+
+/// Fresh tables: the main task, and three that begin at `entries`.
+fn prepare(entries: [*const u8; 3], interrupts: &[(usize, u64)]) {
     // SAFETY: nothing else uses these tables now.
     unsafe {
         let (gdt, idt, tasks) = (&mut *GDT.0.get(), &mut *IDT.0.get(), &mut *TSS.0.get());
@@ -266,12 +306,10 @@ fn run(routine: *const u8, interrupts: &[(usize, u64)]) -> [u32; 16] {
         for n in 0..4 {
             gdt[5 + n] = system(tss(n), 0x67, 0x89);
         }
-        gdt[10] = system(tss(4), 0x2b, 0x81);
         *idt = [0; 128];
         for &(vector, entry) in interrupts {
             idt[vector] = entry;
         }
-        let entries = [&raw const legacy_task_jump, &raw const legacy_task_call, &raw const legacy_task_fault];
         *tasks = [[0; 32]; 5];
         // The main task: a stack for what comes from virtual-8086 mode.
         tasks[0][1] = stack(5);
@@ -285,13 +323,12 @@ fn run(routine: *const u8, interrupts: &[(usize, u64)]) -> [u32; 16] {
             task[19] = 8;
             task[20..24].fill(0x10);
         }
-        // Of 16 bits: IP cannot reach the code, so its segment begins there.
-        gdt[11] = system(u64::from(low(&raw const legacy_task_16)), 0xffff, 0x9b) | 1 << 54;
-        tasks[4][3] = 0;
-        let words = tasks[4].as_mut_ptr().cast::<u16>();
-        for (at, value) in [(7, 0), (8, 2), (13, 0x7000), (17, 0x10), (18, 0x58), (19, 0x20), (20, 0x10)] {
-            words.add(at).write(value);
-        }
+    }
+}
+
+fn call(routine: *const u8) -> [u32; 16] {
+    // SAFETY: the tables are prepared for it.
+    unsafe {
         legacy_call(routine as u64);
         *RESULTS.0.get()
     }

@@ -13,11 +13,15 @@ mod debug;
 mod delivery;
 mod devices;
 mod events;
+mod ioapic;
 mod legacy;
+mod legacy32;
 mod machine;
+mod operands;
 mod paging;
 mod registers;
 mod user;
+mod x2apic;
 
 use guest_rt::{Boot, println};
 
@@ -51,9 +55,12 @@ fn main(_: &Boot) -> u32 {
         user::TESTS,
         paging::TESTS,
         apic::TESTS,
+        ioapic::TESTS,
         devices::TESTS,
+        operands::TESTS,
         legacy::TESTS,
-        apic::MODES,
+        legacy32::TESTS,
+        x2apic::TESTS,
     ] {
         for (name, test) in tests {
             match test() {

@@ -55,6 +55,17 @@ pub enum Exit {
     Io(IoExit),
     /// An access to a control register that the hypervisor keeps a part of.
     Cr(CrExit),
+    /// The guest has written a register of its local APIC that the processor keeps for it, and what the register does is
+    /// not done yet. The instruction is over.
+    ApicWrite {
+        /// Offset of the register in the page. Unit: bytes.
+        offset: u16,
+    },
+    /// The processor has ended an interrupt of the guest's whose end is to be told.
+    ApicEoi {
+        /// The interrupt's vector.
+        vector: u8,
+    },
     /// An access to guest-physical memory that the nested tables do not allow.
     NestedFault(NestedFault),
     /// A nested-table entry that the processor refuses: a bug of ours, which ends the VM.
@@ -108,6 +119,8 @@ pub enum Kind {
     Io,
     /// Control register.
     Cr,
+    /// Local APIC that the processor virtualizes.
+    Apic,
     /// Device or unmapped memory.
     Nested,
     /// Other.
@@ -116,7 +129,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::HostInterrupt,
         Kind::HostNmi,
         Kind::SliceEnd,
@@ -130,6 +143,7 @@ impl Kind {
         Kind::Wrmsr,
         Kind::Io,
         Kind::Cr,
+        Kind::Apic,
         Kind::Nested,
         Kind::Other,
     ];
@@ -150,6 +164,7 @@ impl Kind {
             Kind::Wrmsr => "WRMSR",
             Kind::Io => "port access",
             Kind::Cr => "control register",
+            Kind::Apic => "virtualized local APIC",
             Kind::Nested => "device or unmapped memory",
             Kind::Other => "other",
         }
@@ -173,6 +188,7 @@ impl Exit {
             Exit::Wrmsr => Kind::Wrmsr,
             Exit::Io(_) => Kind::Io,
             Exit::Cr(_) => Kind::Cr,
+            Exit::ApicWrite { .. } | Exit::ApicEoi { .. } => Kind::Apic,
             Exit::NestedFault(_) | Exit::NestedMisconfiguration { .. } => Kind::Nested,
             Exit::TripleFault
             | Exit::HostMachineCheck

@@ -50,6 +50,8 @@ pub const IA32_VMX_VMFUNC: u32 = 0x491;
 pub const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
 pub const IA32_VMX_EXIT_CTLS2: u32 = 0x493;
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// The address in IA32_APIC_BASE after reset (SDM vol. 3, "Local APIC State After Power-Up or Reset").
+pub const APIC_BASE_AFTER_RESET: u64 = 0xfee0_0000;
 /// First MSR of the x2APIC's range (SDM vol. 3, "x2APIC Register Address Space"): MMIO offset / 16 + this.
 pub const X2APIC_FIRST: u32 = 0x800;
 /// Last MSR of the x2APIC's range.

@@ -3,6 +3,10 @@
 //! Owns its registers, the MSRs IA32_APIC_BASE and IA32_TSC_DEADLINE, and which interrupt the processor takes next.
 //! Knows of one processor: messages to others reach nobody. INIT, SMI and start-up messages have no effect.
 //!
+//! A processor that virtualizes the APIC is given the page that the registers are in. While it does, the guest reads that
+//! page, so that it shows every register; the processor changes the task priority, the interrupt command and what is
+//! requested and in service, and delivers interrupts itself. Whatever else is written there comes here behind the fact.
+//!
 //! The registers can be moved within the hole for devices below 4 GiB; elsewhere is refused with #GP. Suppression of EOI
 //! broadcasts and the CMCI entry of the LVT are not offered, and remote read is answered with 0.
 
@@ -10,12 +14,14 @@ mod msrs;
 mod registers;
 mod timer;
 mod vectors;
+mod virtualized;
 
 use crate::ioapic::{DeliveryMode, Message};
 use bitflags::bitflags;
 use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::apic::ApicMode;
 use lamina_vmm::layout;
 use registers::Registers;
 use timer::{Mode, Timer};
@@ -113,6 +119,12 @@ pub struct Lapic {
     irr: Vectors,
     isr: Vectors,
     tmr: Vectors,
+    /// A processor has the registers, and virtualizes the APIC wherever it is enabled.
+    given: bool,
+    /// How it does now.
+    mode: ApicMode,
+    /// Something has changed that it goes by.
+    changed: bool,
     timer: Timer,
     lint0: bool,
     nmi: bool,
@@ -142,6 +154,9 @@ impl Lapic {
             irr: Vectors::new(register::IRR),
             isr: Vectors::new(register::ISR),
             tmr: Vectors::new(register::TMR),
+            given: false,
+            mode: ApicMode::Off,
+            changed: false,
             timer: Timer::new(tsc),
             lint0: false,
             nmi: false,
@@ -177,8 +192,12 @@ impl Lapic {
     /// Writes to `offset` in the page. What is not a whole doubleword at a multiple of 16 has no effect.
     pub fn write(&mut self, now: Tsc, offset: u64, data: &[u8]) -> Effect {
         let (0, &[a, b, c, d, ..]) = (offset & 0xf, data) else { return Effect::None };
-        let value = u32::from_le_bytes([a, b, c, d]);
-        let number = (offset >> 4 & 0xff) as u32;
+        let effect = self.write_memory(now, (offset >> 4 & 0xff) as u32, u32::from_le_bytes([a, b, c, d]));
+        self.settle();
+        effect
+    }
+
+    fn write_memory(&mut self, now: Tsc, number: u32, value: u32) -> Effect {
         match number {
             // Read-only registers.
             register::ID | register::VERSION | register::PPR | register::RRD | register::CURRENT_COUNT => Effect::None,
@@ -322,11 +341,13 @@ impl Lapic {
         }
     }
 
-    /// When the timer raises its interrupt next; `None` while one of its interrupts still waits, as the next would
+    /// When the timer raises its interrupt next; `None` while one of its interrupts still waits here, as the next would
     /// merge with it.
     pub fn next_deadline(&self) -> Option<Tsc> {
         let entry = self.lvt[TIMER];
-        if entry & LVT_MASKED != 0 || self.irr.contains(&self.registers, (entry & 0xff) as u8) {
+        // The processor lets the guest have the one that waits without telling.
+        let merges = self.mode == ApicMode::Off && self.irr.contains(&self.registers, (entry & 0xff) as u8);
+        if entry & LVT_MASKED != 0 || merges {
             return None;
         }
         self.timer.next(self.timer_mode())
@@ -455,6 +476,7 @@ impl Lapic {
     fn end_of_interrupt(&mut self) -> Effect {
         let Some(vector) = self.isr.highest(&self.registers) else { return Effect::None };
         self.isr.set(&self.registers, vector, false);
+        self.changed = self.given;
         if self.tmr.contains(&self.registers, vector) { Effect::Eoi(vector) } else { Effect::None }
     }
 
@@ -520,9 +542,14 @@ impl Lapic {
         if vector < 16 {
             self.error(Esr::RECEIVE_ILLEGAL_VECTOR);
         } else {
-            self.irr.set(&self.registers, vector, true);
-            self.tmr.set(&self.registers, vector, level);
+            self.raise(vector, level);
         }
+    }
+
+    fn raise(&mut self, vector: u8, level: bool) {
+        self.irr.set(&self.registers, vector, true);
+        self.tmr.set(&self.registers, vector, level);
+        self.changed = self.given;
     }
 
     /// Records an error and raises the error interrupt, if it is one that can be raised.
@@ -537,8 +564,7 @@ impl Lapic {
         if vector < 16 {
             self.errors |= Esr::RECEIVE_ILLEGAL_VECTOR;
         } else {
-            self.irr.set(&self.registers, vector, true);
-            self.tmr.set(&self.registers, vector, false);
+            self.raise(vector, false);
         }
     }
 }

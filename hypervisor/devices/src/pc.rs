@@ -1,14 +1,16 @@
 //! The PC: all devices, wired.
 //!
 //! Owns the devices, the map of ports and registers, the interrupt lines between them, and two cached answers that
-//! every VM entry asks for: when a timer is due next, and whether an interrupt waits. Devices never see each other;
+//! every VM entry asks for: when a timer is due next, and what is to be done for an interrupt. Devices never see each other;
 //! what one does to another passes through here.
 //!
 //! Interrupts: an ISA line drives its input of the 8259 pair and its pin of the I/O APIC at once (interrupt 0: pin 2).
 //! The pair's output reaches the processor through the local APIC's LINT0, through pin 0 of the I/O APIC, or, with the
 //! local APIC disabled, directly. An interrupt of the 8259's goes before the local APIC's own and is not subject to the
-//! task priority (Intel SDM vol. 3, "External Interrupts"; ExtINT delivery mode).
+//! task priority (Intel SDM vol. 3, "External Interrupts"; ExtINT delivery mode). Where the processor virtualizes the local
+//! APIC, it delivers that one's own, and the 8259's alone are for the run loop.
 
+mod hpet_lines;
 mod ports;
 
 use crate::acpi_pm::AcpiPm;
@@ -27,13 +29,15 @@ use crate::rtc::Rtc;
 use crate::uart::Uart;
 use crate::vga::Vga;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST};
 use lamina_arch::time::Tsc;
+use lamina_vmm::apic::{ApicMode, ApicPage};
 use lamina_vmm::bus::{Bus, Overlap, PortMap, open_bus};
-use lamina_vmm::chipset::{Chipset, ChipsetSetup, Extras, Key, Signal};
+use lamina_vmm::chipset::{Attention, Chipset, ChipsetSetup, Extras, Key, Signal};
 use lamina_vmm::dma::{DmaRequest, TRANSFER_MAX};
 use lamina_vmm::layout;
 use ports::Port;
@@ -105,8 +109,8 @@ pub struct Pc {
     lines: u16,
     /// I/O APIC pins that the HPET holds high.
     hpet_pins: u32,
-    /// Whether the processor would be interrupted.
-    pending: bool,
+    /// What the run loop has to do.
+    attention: Attention,
     unclaimed: u64,
 }
 
@@ -146,7 +150,7 @@ impl Chipset for Pc {
             deadline: NEVER,
             lines: 0,
             hpet_pins: 0,
-            pending: false,
+            attention: Attention::empty(),
             unclaimed: 0,
         }
     }
@@ -187,7 +191,7 @@ impl Chipset for Pc {
                 self.lapic.read(self.now, offset, data);
                 // An error may have become an interrupt, and a timer that was read may have expired.
                 self.refresh(Timer::Lapic);
-                self.update_pending();
+                self.update_attention();
             }
             Some((Page::IoApic, offset)) => self.ioapic.read(offset, data),
             Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
@@ -253,7 +257,7 @@ impl Chipset for Pc {
         // A timer that was read may have expired.
         if matches!(msr, IA32_TSC_DEADLINE | X2APIC_CURRENT_COUNT) {
             self.refresh(Timer::Lapic);
-            self.update_pending();
+            self.update_attention();
         }
         value
     }
@@ -274,16 +278,47 @@ impl Chipset for Pc {
 
     fn set_cr8(&mut self, value: u64) -> Result<(), GuestFault> {
         self.lapic.set_cr8(value)?;
-        self.update_pending();
+        self.update_attention();
         Ok(())
     }
 
     fn interrupt_pending(&self) -> bool {
-        self.pending
+        self.attention.contains(Attention::INTERRUPT)
+            || self.lapic.is_virtualized() && self.lapic.deliverable().is_some()
+    }
+
+    #[inline]
+    fn attention(&self) -> Attention {
+        self.attention
+    }
+
+    fn virtualize_apic(&mut self) -> Option<Arc<ApicPage>> {
+        let page = self.lapic.virtualize();
+        self.refresh(Timer::Lapic);
+        self.update_attention();
+        Some(page)
+    }
+
+    fn take_apic_change(&mut self) -> Option<ApicMode> {
+        self.attention -= Attention::APIC;
+        self.lapic.take_change()
+    }
+
+    fn apic_written(&mut self, now: Tsc, offset: u16) {
+        self.advance(now);
+        let effect = self.lapic.written(self.now, offset);
+        self.refresh(Timer::Lapic);
+        self.carry_out(effect);
+    }
+
+    fn apic_ended(&mut self, now: Tsc, vector: u8) {
+        self.advance(now);
+        let effect = self.lapic.ended(vector);
+        self.carry_out(effect);
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
-        if !self.pending {
+        if !self.attention.contains(Attention::INTERRUPT) {
             return None;
         }
         let vector = if self.extint_passes() && self.pic.intr() {
@@ -291,7 +326,7 @@ impl Chipset for Pc {
         } else {
             let vector = self.lapic.acknowledge(self.now);
             self.refresh(Timer::Lapic);
-            self.update_pending();
+            self.update_attention();
             return vector;
         };
         self.deliver();
@@ -397,7 +432,7 @@ impl Pc {
         if lapic {
             self.lapic.advance(self.now);
             self.refresh(Timer::Lapic);
-            self.update_pending();
+            self.update_attention();
         }
     }
 
@@ -448,42 +483,6 @@ impl Pc {
         self.refresh(Timer::Uart);
     }
 
-    /// Brings the HPET up to now and passes its interrupts on.
-    fn hpet_changed(&mut self) {
-        let Some(hpet) = &mut self.hpet else { return };
-        hpet.advance(self.now);
-        let edges = hpet.take_edges();
-        let states: [_; hpet::TIMERS] = core::array::from_fn(|n| (hpet.route(n), edges >> n & 1 != 0, hpet.level(n)));
-        let mut pins = 0;
-        for (route, edge, level) in states {
-            let irq = match route {
-                Some(hpet::Route::Pit) => layout::PIT_IRQ,
-                Some(hpet::Route::Rtc) => layout::RTC_IRQ,
-                Some(hpet::Route::Pin(pin)) => {
-                    pins |= u32::from(level) << (pin & 31);
-                    if edge {
-                        self.ioapic.set_line(pin, true);
-                        self.ioapic.set_line(pin, false);
-                    }
-                    continue;
-                }
-                None => continue,
-            };
-            if edge {
-                self.pulse(irq);
-            }
-            self.drive(irq, level);
-        }
-        for pin in 0..32 {
-            if (pins ^ self.hpet_pins) >> pin & 1 != 0 {
-                self.ioapic.set_line(pin, pins >> pin & 1 != 0);
-            }
-        }
-        self.hpet_pins = pins;
-        self.deliver();
-        self.refresh(Timer::Hpet);
-    }
-
     fn hpet_replaces_legacy(&self) -> bool {
         self.hpet.as_ref().is_some_and(Hpet::replaces_legacy)
     }
@@ -519,7 +518,7 @@ impl Pc {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             // The I/O APIC and the pair of 8259s have nothing to do with it.
-            Effect::None => return self.update_pending(),
+            Effect::None => return self.update_attention(),
             Effect::Eoi(vector) => self.ioapic.eoi(vector),
             Effect::Accepting => self.ioapic.resend(),
         }
@@ -534,11 +533,14 @@ impl Pc {
             }
         }
         self.lapic.set_lint0(self.pic.intr());
-        self.update_pending();
+        self.update_attention();
     }
 
-    fn update_pending(&mut self) {
-        self.pending = self.lapic.deliverable().is_some() || (self.pic.intr() && self.extint_passes());
+    fn update_attention(&mut self) {
+        let own = !self.lapic.is_virtualized() && self.lapic.deliverable().is_some();
+        let interrupt = own || (self.pic.intr() && self.extint_passes());
+        self.attention.set(Attention::INTERRUPT, interrupt);
+        self.attention.set(Attention::APIC, self.lapic.has_changed());
     }
 
     /// Whether the 8259's output reaches the processor.

@@ -80,7 +80,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 /// What the cached answers must be, asked of the devices themselves.
 fn check_caches(pc: &Pc) {
     let waits = pc.lapic.deliverable().is_some() || (pc.pic.intr() && pc.extint_passes());
-    assert_eq!(pc.pending, waits);
+    assert_eq!(pc.interrupt_pending(), waits);
     let deadlines = [
         pc.pit.next_deadline(),
         pc.rtc.next_deadline(),

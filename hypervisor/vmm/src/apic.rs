@@ -1,12 +1,30 @@
 //! The page that holds the registers of a local APIC (Intel SDM vol. 3, "APIC Virtualization and Virtual Interrupts":
 //! "Virtual APIC State").
 //!
-//! Owns its layout, and nothing of what the registers mean: that is the chipset's. A register is a doubleword at a
+//! Owns its layout, and nothing of what the registers do: that is the chipset's. A register is a doubleword at a
 //! multiple of 16 bytes. A processor that virtualizes APICs reads and writes the page while its guest runs, and only
 //! then: between an exit and the next entry nobody else touches it. The atomics stand for that other party.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Interrupts in service, eight registers of 32 vectors each.
+const ISR: usize = 0x100;
+/// Which of the accepted interrupts are level-triggered.
+const TMR: usize = 0x180;
+/// Interrupts requested.
+const IRR: usize = 0x200;
+
+/// How the processor virtualizes a local APIC while the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApicMode {
+    /// Not at all: every access exits, and interrupts are injected.
+    Off,
+    /// Its registers are in memory.
+    Xapic,
+    /// Its registers are MSRs.
+    X2apic,
+}
 
 /// Size of a doubleword. Unit: bytes.
 const WORD: usize = 4;
@@ -42,6 +60,27 @@ impl ApicPage {
         self.word(offset).store(value, Ordering::Relaxed);
     }
 
+    /// The vector of the highest priority in the eight registers from `offset`; 0 where there is none.
+    fn highest(&self, offset: usize) -> u8 {
+        let found = (0..8u8).rev().find_map(|n| {
+            let bit = self.read(offset + usize::from(n) * 16).checked_ilog2()?;
+            Some(n << 5 | u8::try_from(bit).ok()?)
+        });
+        found.unwrap_or(0)
+    }
+
+    /// The guest interrupt status: the highest vector requested in bits 7:0, the highest in service in bits 15:8 ("Guest
+    /// Interrupt Status").
+    pub fn interrupt_status(&self) -> u16 {
+        u16::from_le_bytes([self.highest(IRR), self.highest(ISR)])
+    }
+
+    /// The level-triggered vectors, 64 in each: those whose end of interrupt an I/O APIC is to hear of.
+    pub fn level_triggered(&self) -> [u64; 4] {
+        let register = |n: usize| u64::from(self.read(TMR + n * 16));
+        core::array::from_fn(|n| register(2 * n) | register(2 * n + 1) << 32)
+    }
+
     /// Sets all of it to zero.
     pub fn clear(&self) {
         self.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
@@ -68,6 +107,19 @@ impl PartialEq for ApicPage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_processor_goes_by_follows_from_the_registers() {
+        let page = ApicPage::new();
+        assert_eq!((page.interrupt_status(), page.level_triggered()), (0, [0; 4]));
+        for (offset, value) in [(0x210, 1 << 31), (0x240, 1 << 3 | 1), (0x100, 1 << 16), (0x1f0, 1 << 31), (0x190, 2)] {
+            page.write(offset, value);
+        }
+        assert_eq!(page.interrupt_status(), 0x1083);
+        assert_eq!(page.level_triggered(), [2 << 32, 0, 0, 1 << 63]);
+        page.write(0x270, 1 << 31);
+        assert_eq!(page.interrupt_status(), 0x10ff);
+    }
 
     #[test]
     fn registers_are_where_they_were_written_and_copies_are_apart() {

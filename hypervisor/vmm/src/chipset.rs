@@ -5,11 +5,14 @@
 
 use alloc::borrow::Cow;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bitflags::bitflags;
 use lamina_arch::addr::Gpa;
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::{Frequency, Tsc};
 
+use crate::apic::{ApicMode, ApicPage};
 use crate::dma::{DmaRequest, TRANSFER_MAX};
 
 /// A named file that firmware asks for (QEMU's firmware configuration device).
@@ -84,6 +87,17 @@ pub enum Signal {
     DebugLine,
     /// A device wants to transfer from or to guest memory: [`crate::dma::serve`] before the guest runs again.
     Dma,
+}
+
+bitflags! {
+    /// What the run loop has to do for a chipset before the guest runs again.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Attention: u8 {
+        /// Deliver an interrupt: [`Chipset::acknowledge`].
+        const INTERRUPT = 1 << 0;
+        /// Tell the processor that virtualizes the local APIC: [`Chipset::take_apic_change`].
+        const APIC = 1 << 1;
+    }
 }
 
 /// A key of the keyboard.
@@ -172,12 +186,40 @@ pub trait Chipset: Sized {
     fn set_cr8(&mut self, value: u64) -> Result<(), GuestFault>;
 
     /// Whether an interrupt waits that the processor would take now if RFLAGS.IF allowed: from the local APIC, by its
-    /// priorities, or from the 8259 pair through LINT0.
+    /// priorities, or from the 8259 pair through LINT0. It wakes a processor that has halted.
     fn interrupt_pending(&self) -> bool;
 
-    /// Takes the interrupt that [`Chipset::interrupt_pending`] told of: what the INTA cycle or the local APIC's
-    /// delivery does. `None` where there is none after all.
+    /// What is to be done before the guest runs again. While the processor virtualizes the local APIC, the interrupts
+    /// of that are no longer the run loop's.
+    fn attention(&self) -> Attention {
+        if self.interrupt_pending() { Attention::INTERRUPT } else { Attention::empty() }
+    }
+
+    /// Takes the interrupt that [`Attention::INTERRUPT`] told of: what the INTA cycle or the local APIC's delivery does.
+    /// `None` where there is none after all.
     fn acknowledge(&mut self) -> Option<u8>;
+
+    /// The processor can virtualize the local APIC from now on: its registers. `None` where there is none whose
+    /// registers could be given away. The first change is there to be taken then.
+    fn virtualize_apic(&mut self) -> Option<Arc<ApicPage>> {
+        None
+    }
+
+    /// Takes the change that [`Attention::APIC`] told of: how the local APIC is to be virtualized now. Requests, interrupts
+    /// in service and their trigger modes may have changed too.
+    fn take_apic_change(&mut self) -> Option<ApicMode> {
+        None
+    }
+
+    /// The guest has written the register at `offset` of the virtualized local APIC; the value is there already.
+    fn apic_written(&mut self, now: Tsc, offset: u16) {
+        let _ = (now, offset);
+    }
+
+    /// The processor has ended the level-triggered interrupt `vector` of the virtualized local APIC.
+    fn apic_ended(&mut self, now: Tsc, vector: u8) {
+        let _ = (now, vector);
+    }
 
     /// Takes a pending NMI, if there is one.
     fn take_nmi(&mut self) -> bool;

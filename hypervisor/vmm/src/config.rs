@@ -19,7 +19,7 @@ pub use pack::{BundleError, blob_bytes, encode, parse};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
-pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x04";
+pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x05";
 /// Alignment of blobs. Unit: bytes.
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.
@@ -95,6 +95,8 @@ pub struct VmConfig {
     pub weight: u32,
     /// CPU model; [`CPU_HOST`] for now.
     pub cpu: String,
+    /// Who keeps its local APIC.
+    pub apic: Apic,
     /// The image in its CD-ROM drive.
     pub cdrom: Option<Blob>,
     /// Its VGA display adapter.
@@ -125,6 +127,16 @@ impl Boot {
             Boot::Firmware(blob) => ("firmware", blob),
         }
     }
+}
+
+/// Who keeps the registers of a VM's local APIC and delivers its interrupts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Apic {
+    /// The processor, where it can, and nobody records what the guest sees.
+    Virtualized,
+    /// The hypervisor.
+    #[default]
+    Emulated,
 }
 
 /// A VGA display adapter.

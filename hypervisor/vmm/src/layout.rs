@@ -3,6 +3,7 @@
 //! One place for what the loaders, the firmware tables and the chipset must agree on. Owns no state.
 
 use lamina_arch::addr::Gpa;
+use lamina_arch::msr;
 
 /// First byte of the legacy video and ROM area: ordinary memory ends here and goes on at [`HIGH_MEMORY`].
 pub const LOW_MEMORY_END: Gpa = Gpa(0xa_0000);
@@ -32,7 +33,7 @@ pub const HPET_BLOCK_ID: u32 = 0x8086 << 16 | 1 << 15 | 1 << 13 | 2 << 8 | 1;
 /// I/O APIC registers, one page.
 pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
 /// Local APIC registers after reset, one page.
-pub const LAPIC: Gpa = Gpa(0xfee0_0000);
+pub const LAPIC: Gpa = Gpa(msr::APIC_BASE_AFTER_RESET);
 
 /// ACPI PM1a event block: status (16 bits), enable (16 bits).
 pub const PM1A_EVENT_PORT: u16 = 0x600;

@@ -281,22 +281,37 @@ impl<F: EntryFormat> NestedTables<F> {
     /// Maps the 4 KiB page at `gpa` (aligned) where no entry is, the tables to it are there, and the format can express
     /// `access`: one walk, one write, and nothing to invalidate. False where it is not so; nothing has changed then.
     pub fn map_absent(&mut self, host: &mut impl HostMemory, gpa: Gpa, hpa: Hpa, access: Access) -> bool {
-        if gpa.0 >= GPA_END || hpa.0 >= HPA_END || !self.format.can_express(access) {
+        if hpa.0 >= HPA_END || !self.format.can_express(access) {
             return false;
+        }
+        let Some((at, Entry::NotPresent)) = self.small_entry(host, gpa) else { return false };
+        host.write_u64(at, self.format.leaf(hpa, FrameSize::Size4K, access));
+        true
+    }
+
+    /// Unmaps the 4 KiB page at `gpa` (aligned) and leaves the tables to it where they are, for
+    /// [`NestedTables::map_absent`]. False where no page of that size is mapped; nothing has changed then. Cached
+    /// translations are to be invalidated.
+    pub fn unmap_small(&mut self, host: &mut impl HostMemory, gpa: Gpa) -> bool {
+        let Some((at, Entry::Leaf { .. })) = self.small_entry(host, gpa) else { return false };
+        host.write_u64(at, 0);
+        true
+    }
+
+    /// The entry for the 4 KiB page at `gpa`: where it is, and what it says. `None` where a table is missing on the way.
+    fn small_entry(&self, host: &impl HostMemory, gpa: Gpa) -> Option<(Hpa, Entry)> {
+        if gpa.0 >= GPA_END {
+            return None;
         }
         let (mut level, mut table) = (Level::TOP, self.root);
         while let Some(below) = level.below() {
             match self.format.decode(host.read_u64(level.entry_at(table, gpa.0)), level) {
                 Entry::Table(next) => (level, table) = (below, next),
-                Entry::NotPresent | Entry::Leaf { .. } => return false,
+                Entry::NotPresent | Entry::Leaf { .. } => return None,
             }
         }
         let at = level.entry_at(table, gpa.0);
-        if self.format.decode(host.read_u64(at), level) != Entry::NotPresent {
-            return false;
-        }
-        host.write_u64(at, self.format.leaf(hpa, FrameSize::Size4K, access));
-        true
+        Some((at, self.format.decode(host.read_u64(at), level)))
     }
 
     /// Takes all tables down. The frames come back when the token is acknowledged: when no processor uses the root.

@@ -5,6 +5,7 @@
 //! next entry.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use lamina_arch::addr::{Gla, Gpa, Hpa};
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
@@ -13,6 +14,7 @@ use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
+use crate::apic::{ApicMode, ApicPage};
 use crate::nested::EntryFormat;
 use crate::walk::Paging;
 
@@ -230,6 +232,25 @@ pub trait Vcpu {
     /// The four page-directory-pointer-table entries of PAE paging, which the processor does not load by itself when
     /// software finishes a MOV to CR0 or CR4.
     fn set_pdptes(&mut self, entries: [u64; 4]);
+
+    /// Whether this processor can virtualize a local APIC: [`Vcpu::virtualize_apic`].
+    fn virtualizes_apic(&self) -> bool {
+        false
+    }
+
+    /// Gives the processor the registers of the guest's local APIC, and the page `access`, whose place is theirs in the
+    /// guest's memory: what the guest accesses there goes to the registers instead. Not before [`Vcpu::apic_changed`]
+    /// says that it is on.
+    fn virtualize_apic(&mut self, registers: Arc<ApicPage>, access: Hpa) {
+        let _ = (registers, access);
+    }
+
+    /// The local APIC that was given is now in `mode`, and somebody else than the processor may have changed which
+    /// interrupts are requested, in service or level-triggered. Forgets the cached translations of nested tables and
+    /// guest where the mode is another than before.
+    fn apic_changed(&mut self, mode: ApicMode) {
+        let _ = mode;
+    }
 
     /// The guest's TSC minus the machine's. Unit: ticks.
     fn set_tsc_offset(&mut self, offset: i64);

@@ -9,7 +9,7 @@ pub mod size;
 
 use std::path::{Path, PathBuf};
 
-use lamina_vmm::config::LogLevel;
+use lamina_vmm::config::{Apic, LogLevel};
 use lamina_vmm::memory::Backing;
 
 use crate::setup::debian::Package;
@@ -50,6 +50,8 @@ pub struct Vm {
     pub weight: u32,
     /// CPU model.
     pub cpu: String,
+    /// Who keeps its local APIC.
+    pub apic: Apic,
     /// The image in its CD-ROM drive.
     pub cdrom: Option<Source>,
     /// Its VGA display adapter.

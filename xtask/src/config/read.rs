@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lamina_vmm::config::{CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
+use lamina_vmm::config::{Apic, CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
 use lamina_vmm::cpu_model::{MODELS, Model};
 use lamina_vmm::memory::Backing;
 use lamina_vmm::trace::RECORDS_MAX;
@@ -211,6 +211,7 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
         vcpus: section.count("vcpus", 1, u32::MAX)?,
         weight: section.count("weight", DEFAULT_WEIGHT, WEIGHT_MAX)?,
         cpu: section.text("cpu")?.unwrap_or_else(|| CPU_HOST.to_owned()),
+        apic: apic(&mut section)?,
         cdrom: cdrom(&mut section, base)?,
         vga: vga(&mut section, &boot, base)?,
         hpet: section.flag("hpet")?,
@@ -227,6 +228,17 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
     }
     section.finish()?;
     Ok(vm)
+}
+
+fn apic(section: &mut Section<'_>) -> Result<Apic, ConfigError> {
+    match section.text("apic")?.as_deref() {
+        Some("virtualized") => Ok(Apic::Virtualized),
+        None | Some("emulated") => Ok(Apic::Emulated),
+        Some(other) => {
+            let reason = "must be \"virtualized\" (by the processor, where it can) or \"emulated\"";
+            Err(section.refuse("apic", Value::String(other.to_owned()), reason))
+        }
+    }
 }
 
 fn backing(section: &mut Section<'_>) -> Result<Backing, ConfigError> {

@@ -66,6 +66,7 @@ fn everything_at_once() {
         modules = [{ path = "Cargo.toml", cmdline = "env" }]
         memory = 8192
         backing = "lazy"
+        apic = "virtualized"
         "#,
     )
     .unwrap();
@@ -76,6 +77,7 @@ fn everything_at_once() {
     assert_eq!((config.vms[0].memory, config.vms[0].weight), (256 << 20, 50));
     assert_eq!(config.vms[1].modules[0].cmdline, "env");
     assert_eq!([config.vms[0].backing, config.vms[1].backing], [Backing::Eager, Backing::Lazy]);
+    assert_eq!([config.vms[0].apic, config.vms[1].apic], [Apic::Emulated, Apic::Virtualized]);
     assert_eq!([Backing::Eager, Backing::Lazy].map(|b| config.memory(b)), [256 << 20, 8192]);
 }
 
@@ -180,6 +182,7 @@ fn types_and_what_is_not_there_yet() {
     refused(one("vcpus = 0"), &["vcpus = 0", "from 1"]);
     refused(one("backing = \"soon\""), &["backing = \"soon\"", "\"lazy\""]);
     refused(one("backing = 1"), &["backing = 1"]);
+    refused(one("apic = \"x2apic\""), &["apic = \"x2apic\"", "\"emulated\""]);
     refused(one("weight = 0"), &["weight = 0", "from 1"]);
     refused(one("trace = 0"), &["trace = 0", "from 1"]);
     refused(one("trace = 1000001"), &["trace = 1000001", "to 1000000"]);

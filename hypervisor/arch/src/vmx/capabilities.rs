@@ -3,7 +3,7 @@
 //!
 //! Owns the raw values and their meaning. Reads no MSR itself: [`Capabilities::read`] asks its caller for them.
 
-use super::controls::{EptVpidCapabilities, Secondary};
+use super::controls::{EptVpidCapabilities, ProcessorBased, Secondary};
 use crate::msr;
 
 /// IA32_VMX_TRUE_* exist (IA32_VMX_BASIC).
@@ -149,6 +149,16 @@ impl Capabilities {
         Secondary::from_bits_retain((self.secondary >> 32) as u32)
     }
 
+    /// Whether the processor virtualizes local APICs in both their modes, registers and delivery of interrupts.
+    pub const fn virtualizes_apic(&self) -> bool {
+        let all = Secondary::VIRTUALIZE_APIC_ACCESSES
+            .union(Secondary::VIRTUALIZE_X2APIC_MODE)
+            .union(Secondary::APIC_REGISTER_VIRTUALIZATION)
+            .union(Secondary::VIRTUAL_INTERRUPT_DELIVERY);
+        let primary = ProcessorBased::from_bits_retain((self.processor_controls() >> 32) as u32);
+        primary.contains(ProcessorBased::USE_TPR_SHADOW) && self.allowed_secondary().contains(all)
+    }
+
     /// What EPT and VPID can do.
     pub const fn ept_vpid(&self) -> EptVpidCapabilities {
         EptVpidCapabilities::from_bits_retain(self.ept_vpid)
@@ -286,6 +296,17 @@ mod tests {
         assert_eq!((c.secondary, c.ept_vpid, c.vmfunc), (0, 0, 0));
         assert_eq!(c.structure_mask(), 0xffff_ffff);
         assert_eq!(c.physical_mask(), 0xf_ffff_ffff);
+    }
+
+    #[test]
+    fn an_apic_is_virtualized_as_a_whole_or_not_at_all() {
+        assert!(SKYLAKE_X.virtualizes_apic());
+        for bit in [0, 4, 8, 9] {
+            let less = Capabilities { secondary: SKYLAKE_X.secondary & !(1 << (32 + bit)), ..SKYLAKE_X };
+            assert!(!less.virtualizes_apic(), "without bit {bit}");
+        }
+        let less = Capabilities { true_processor: SKYLAKE_X.true_processor & !(1 << (32 + 21)), ..SKYLAKE_X };
+        assert!(!less.virtualizes_apic());
     }
 
     #[test]

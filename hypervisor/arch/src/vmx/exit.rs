@@ -7,6 +7,7 @@ use super::interruption;
 use crate::addr::{Gla, Gpa};
 use crate::event::{Event, EventKind, vector};
 use crate::exit::{CrAccess, CrExit, Direction, Exit, IoExit, NestedFault, StringIo, TaskSource, Width};
+use crate::msr;
 use crate::regs::Gpr;
 
 /// Basic exit reasons, bits 15:0 of the exit reason.
@@ -37,6 +38,8 @@ pub mod reason {
     pub const MONITOR: u16 = 39;
     pub const PAUSE: u16 = 40;
     pub const ENTRY_FAILURE_MACHINE_CHECK: u16 = 41;
+    pub const APIC_ACCESS: u16 = 44;
+    pub const VIRTUALIZED_EOI: u16 = 45;
     pub const EPT_VIOLATION: u16 = 48;
     pub const EPT_MISCONFIGURATION: u16 = 49;
     pub const INVEPT: u16 = 50;
@@ -44,6 +47,7 @@ pub mod reason {
     pub const INVVPID: u16 = 53;
     pub const WBINVD: u16 = 54;
     pub const XSETBV: u16 = 55;
+    pub const APIC_WRITE: u16 = 56;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
     pub const XSAVES: u16 = 63;
@@ -77,13 +81,13 @@ bitflags! {
 
 /// The fields that decoding an exit of basic reason `basic` needs. VMREADs on the way in: 1 for the reason, and:
 /// CPUID, HLT, VMCALL, RDMSR, WRMSR, windows and the preemption timer 0; external interrupt 1; I/O without string 1;
-/// EPT violation 4.
+/// EPT violation 4; APIC access 2, APIC write and virtualized EOI 1.
 pub const fn needs(basic: u16) -> Needs {
     match basic {
         reason::EXCEPTION_OR_NMI => Needs::INTERRUPTION.union(Needs::IDT_VECTORING).union(Needs::QUALIFICATION),
         reason::EXTERNAL_INTERRUPT => Needs::INTERRUPTION,
-        reason::TASK_SWITCH => Needs::QUALIFICATION.union(Needs::IDT_VECTORING),
-        reason::CONTROL_REGISTER => Needs::QUALIFICATION,
+        reason::TASK_SWITCH | reason::APIC_ACCESS => Needs::QUALIFICATION.union(Needs::IDT_VECTORING),
+        reason::CONTROL_REGISTER | reason::APIC_WRITE | reason::VIRTUALIZED_EOI => Needs::QUALIFICATION,
         reason::IO => Needs::QUALIFICATION.union(Needs::STRING_IO),
         reason::EPT_VIOLATION => {
             Needs::QUALIFICATION.union(Needs::GUEST_PHYSICAL).union(Needs::GUEST_LINEAR).union(Needs::IDT_VECTORING)
@@ -165,6 +169,9 @@ pub fn decode(c: &Captured) -> Exit {
         reason::EPT_MISCONFIGURATION => Exit::NestedMisconfiguration { gpa: Gpa(c.guest_physical) },
         reason::PREEMPTION_TIMER => Exit::SliceEnd,
         reason::XSETBV => Exit::Xsetbv,
+        reason::APIC_ACCESS => decode_apic_access(c.qualification).map_or(unknown, Exit::NestedFault),
+        reason::APIC_WRITE => Exit::ApicWrite { offset: (c.qualification & 0xfff) as u16 },
+        reason::VIRTUALIZED_EOI => Exit::ApicEoi { vector: (c.qualification & 0xff) as u8 },
         _ => unknown,
     }
 }
@@ -275,6 +282,23 @@ pub const fn port_access(qualification: u64) -> Option<(u16, Width, Direction)> 
     Some(((qualification >> 16 & 0xffff) as u16, width, direction))
 }
 
+/// Table "Exit Qualification for APIC-Access VM Exits from Linear Accesses and Guest-Physical Accesses". It is as if the
+/// nested tables had refused the access, with the page where it is after reset, the only place that it is given. The
+/// processor does not tell the linear address, nor the offset of a guest-physical access.
+fn decode_apic_access(qualification: u64) -> Option<NestedFault> {
+    let gpa = Gpa(msr::APIC_BASE_AFTER_RESET + (qualification & 0xfff));
+    let linear = NestedFault { gpa, read: false, write: false, fetch: false, table_walk: false, linear: None };
+    Some(match qualification >> 12 & 0xf {
+        0 => NestedFault { read: true, ..linear },
+        1 => NestedFault { write: true, ..linear },
+        2 => NestedFault { fetch: true, ..linear },
+        // By an event's delivery: it is not told in which direction, and nobody asks.
+        3 => NestedFault { write: true, ..linear },
+        10 | 15 => NestedFault { gpa: Gpa(msr::APIC_BASE_AFTER_RESET), read: true, table_walk: true, ..linear },
+        _ => return None,
+    })
+}
+
 /// Table "Exit Qualification for EPT Violations".
 fn decode_ept_violation(c: &Captured) -> NestedFault {
     let q = c.qualification;
@@ -292,6 +316,7 @@ fn decode_ept_violation(c: &Captured) -> NestedFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Kind;
     use proptest::prelude::*;
 
     fn of(reason: u16, qualification: u64) -> Exit {
@@ -423,6 +448,41 @@ mod tests {
         c.qualification = 1;
         let Exit::NestedFault(f) = decode(&c) else { panic!() };
         assert_eq!((f.table_walk, f.linear), (false, None));
+    }
+
+    #[test]
+    fn an_apic_access_is_one_that_the_nested_tables_refused() {
+        for q in 0..=0xffffu64 {
+            let exit = of(reason::APIC_ACCESS, q);
+            let Exit::NestedFault(fault) = exit else {
+                assert!(matches!(exit, Exit::Unknown { .. }) && !matches!(q >> 12, 0..=3 | 10 | 15), "{q:#x}");
+                continue;
+            };
+            let walks = q >> 12 >= 10;
+            assert_eq!(fault.gpa.0, 0xfee0_0000 | if walks { 0 } else { q & 0xfff }, "{q:#x}");
+            assert_eq!((fault.table_walk, fault.linear, exit.kind()), (walks, None, Kind::Nested));
+            let told = [fault.read, fault.write, fault.fetch];
+            match q >> 12 {
+                0 => assert_eq!(told, [true, false, false]),
+                1 => assert_eq!(told, [false, true, false]),
+                2 => assert_eq!(told, [false, false, true]),
+                _ => assert!(!fault.fetch),
+            }
+        }
+        // The event whose delivery reached there is told.
+        assert!(needs(reason::APIC_ACCESS).contains(Needs::IDT_VECTORING));
+    }
+
+    #[test]
+    fn what_the_processor_left_to_do_for_an_apic_says_which_register_or_vector() {
+        for q in 0..=0xfffu64 {
+            assert_eq!(of(reason::APIC_WRITE, q), Exit::ApicWrite { offset: u16::try_from(q).unwrap() });
+        }
+        for vector in 0..=255u8 {
+            assert_eq!(of(reason::VIRTUALIZED_EOI, vector.into()), Exit::ApicEoi { vector });
+        }
+        assert_eq!(needs(reason::APIC_WRITE), Needs::QUALIFICATION);
+        assert_eq!(needs(reason::VIRTUALIZED_EOI), Needs::QUALIFICATION);
     }
 
     #[test]

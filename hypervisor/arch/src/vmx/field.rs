@@ -138,6 +138,8 @@ fields! {
     GUEST_LDTR_SELECTOR: Bits16 ReadWrite = 0x080c;
     /// Guest TR selector.
     GUEST_TR_SELECTOR: Bits16 ReadWrite = 0x080e;
+    /// Guest interrupt status: requesting virtual interrupt (bits 7:0), servicing virtual interrupt (bits 15:8).
+    GUEST_INTERRUPT_STATUS: Bits16 ReadWrite = 0x0810;
     /// Index of the next entry of the page-modification log.
     GUEST_PML_INDEX: Bits16 ReadWrite = 0x0812;
     /// Guest's user-interrupt notification vector.
@@ -182,6 +184,14 @@ fields! {
     VM_FUNCTION_CONTROLS: Bits64 ReadWrite = 0x2018;
     /// EPT pointer.
     EPT_POINTER: Bits64 ReadWrite = 0x201a;
+    /// EOI-exit bitmap, vectors 0 to 63.
+    EOI_EXIT_BITMAP0: Bits64 ReadWrite = 0x201c;
+    /// EOI-exit bitmap, vectors 64 to 127.
+    EOI_EXIT_BITMAP1: Bits64 ReadWrite = 0x201e;
+    /// EOI-exit bitmap, vectors 128 to 191.
+    EOI_EXIT_BITMAP2: Bits64 ReadWrite = 0x2020;
+    /// EOI-exit bitmap, vectors 192 to 255.
+    EOI_EXIT_BITMAP3: Bits64 ReadWrite = 0x2022;
     /// Address of the list of EPT pointers.
     EPTP_LIST_ADDRESS: Bits64 ReadWrite = 0x2024;
     /// Address of the VMREAD bitmap.

@@ -49,7 +49,11 @@ impl Lapic {
     /// set, and for a change of mode that is not allowed.
     pub fn write_msr(&mut self, now: Tsc, number: u32, value: u64) -> Result<Effect, GuestFault> {
         match number {
-            msr::IA32_APIC_BASE => self.write_base(now, value),
+            msr::IA32_APIC_BASE => {
+                let effect = self.write_base(now, value)?;
+                self.settle();
+                Ok(effect)
+            }
             msr::IA32_TSC_DEADLINE => {
                 self.advance(now);
                 if self.timer_mode() == Mode::TscDeadline {
@@ -59,13 +63,15 @@ impl Lapic {
                 Ok(Effect::None)
             }
             msr::X2APIC_FIRST..=msr::X2APIC_LAST if self.x2apic() => {
-                self.write_x2apic(now, number - msr::X2APIC_FIRST, value)
+                let effect = self.write_x2apic(now, number - msr::X2APIC_FIRST, value)?;
+                self.settle();
+                Ok(effect)
             }
             _ => Err(GuestFault::GP0),
         }
     }
 
-    fn write_x2apic(&mut self, now: Tsc, number: u32, value: u64) -> Result<Effect, GuestFault> {
+    pub(super) fn write_x2apic(&mut self, now: Tsc, number: u32, value: u64) -> Result<Effect, GuestFault> {
         if number == register::ICR {
             if value & 0xffff_ffff & !u64::from(ICR_WRITABLE) != 0 {
                 return Err(GuestFault::GP0);
@@ -114,9 +120,11 @@ impl Lapic {
             }
             ((true, _), (false, false)) => {
                 // Disabling forgets everything, and leaves what reset would.
-                let (id, tsc, lint0) = (self.id, self.tsc, self.lint0);
+                let &mut Lapic { id, tsc, lint0, given, .. } = self;
                 let registers = self.registers.cleared();
-                *self = Lapic { svr: 0xff, lvt: [LVT_MASKED; 6], lint0, ..Lapic::with(id, tsc, registers) };
+                let fresh = Lapic::with(id, tsc, registers);
+                *self =
+                    Lapic { svr: 0xff, lvt: [LVT_MASKED; 6], lint0, given, mode: self.mode, changed: given, ..fresh };
             }
             ((true, false), (true, true)) => self.registers.write_high(register::ICR, 0),
             _ => {}

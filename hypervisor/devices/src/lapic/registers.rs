@@ -14,6 +14,11 @@ impl Clone for Registers {
 }
 
 impl Registers {
+    /// The page itself.
+    pub(super) fn page(&self) -> Arc<ApicPage> {
+        self.0.clone()
+    }
+
     /// Registers that are 0.
     pub(super) fn new() -> Registers {
         Registers(ApicPage::new())

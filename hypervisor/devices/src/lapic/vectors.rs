@@ -9,12 +9,20 @@ pub(super) struct Vectors {
     first: u32,
     /// Bit n: register n may have a bit set. Where it has not, nothing need be read.
     occupied: u8,
+    /// Others set bits too, and tell nobody: every register may have one.
+    shared: bool,
 }
 
 impl Vectors {
     /// The set in eight registers from number `first`, which are 0.
     pub(super) const fn new(first: u32) -> Vectors {
-        Vectors { first, occupied: 0 }
+        Vectors { first, occupied: 0, shared: false }
+    }
+
+    /// Others set bits from now on, or no longer.
+    pub(super) fn share(&mut self, shared: bool) {
+        self.shared = shared;
+        self.occupied = u8::MAX;
     }
 
     const fn register(self, vector: u8) -> u32 {
@@ -31,13 +39,22 @@ impl Vectors {
         let new = if present { old | bit } else { old & !bit };
         registers.write(number, new);
         let occupied = 1 << (vector >> 5);
-        self.occupied = if new == 0 { self.occupied & !occupied } else { self.occupied | occupied };
+        if new != 0 {
+            self.occupied |= occupied;
+        } else if !self.shared {
+            self.occupied &= !occupied;
+        }
     }
 
     /// The vector of the highest priority.
     pub(super) fn highest(self, registers: &Registers) -> Option<u8> {
-        let n = u8::try_from(self.occupied.checked_ilog2()?).ok()?;
-        let bit = registers.read(self.first + u32::from(n)).checked_ilog2()?;
-        Some(n << 5 | u8::try_from(bit).ok()?)
+        let mut occupied = self.occupied;
+        while let Some(n) = occupied.checked_ilog2() {
+            if let Some(bit) = registers.read(self.first + n).checked_ilog2() {
+                return u8::try_from(n << 5 | bit).ok();
+            }
+            occupied &= !(1 << n);
+        }
+        None
     }
 }

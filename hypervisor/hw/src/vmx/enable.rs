@@ -93,6 +93,8 @@ pub struct Shared {
     pub controls: Controls,
     /// Which MSRs do not exit.
     pub msr_bitmap: HostPage,
+    /// And where the processor virtualizes the guest's x2APIC.
+    pub x2apic_bitmap: HostPage,
     /// Which ports below 0x8000 do not exit.
     pub io_bitmap_a: HostPage,
     /// Which ports from 0x8000 do not exit.
@@ -132,6 +134,7 @@ impl Vmx {
             capabilities,
             controls,
             msr_bitmap: bitmaps::msr_bitmap(controls.secondary),
+            x2apic_bitmap: bitmaps::x2apic_bitmap(controls.secondary),
             io_bitmap_a: bitmaps::low_ports(),
             io_bitmap_b: bitmaps::all_exit(),
             _vmxon: vmxon,

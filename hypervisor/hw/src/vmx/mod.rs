@@ -4,6 +4,7 @@
 //! needs, `lamina_arch::vmx::exit` decodes, the run loop decides, and `resume` makes the VMWRITEs of what changed.
 //! Never decides anything about a guest.
 
+mod apic;
 pub mod bitmaps;
 mod cache;
 mod capture;

@@ -7,6 +7,7 @@ mod run;
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use lamina_arch::addr::Hpa;
@@ -20,10 +21,12 @@ use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
 use lamina_arch::vmx::exit::{Captured, interrupted_event};
 use lamina_arch::vmx::field;
+use lamina_vmm::apic::{ApicMode, ApicPage};
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
 use lamina_vmm::vcpu::{EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 
+use super::apic::VirtualApic;
 use super::cache::{Cache, Slot};
 use super::enable::Shared;
 use super::entry::Frame;
@@ -73,6 +76,7 @@ pub struct VmxVcpu {
     debug: [u64; 5],
     cr2: u64,
     ept_pointer: u64,
+    apic: Option<VirtualApic>,
     vpid: u16,
     loaded: bool,
     shared: &'static Shared,
@@ -98,6 +102,7 @@ impl VmxVcpu {
             debug: [0, 0, 0, 0, 0xffff_0ff0],
             cr2: 0,
             ept_pointer: 0,
+            apic: None,
             vpid: vm,
             loaded: false,
             shared,
@@ -445,6 +450,25 @@ impl Vcpu for VmxVcpu {
         for (field, entry) in fields.into_iter().zip(entries) {
             vmcs.write(field, entry);
         }
+    }
+
+    fn virtualizes_apic(&self) -> bool {
+        self.shared.capabilities.virtualizes_apic()
+    }
+
+    fn virtualize_apic(&mut self, registers: Arc<ApicPage>, access: Hpa) {
+        self.apic = Some(VirtualApic::new(&mut self.vmcs.current(), registers, access));
+    }
+
+    fn apic_changed(&mut self, mode: ApicMode) {
+        let Some(apic) = &mut self.apic else { return };
+        let mut vmcs = self.vmcs.current();
+        if apic.set_mode(&mut vmcs, self.shared, mode, &mut self.processor_controls) {
+            // Translations do not tell whether accesses to the page were virtualized.
+            invalidate_ept(self.ept_pointer);
+            invalidate_vpid(self.vpid);
+        }
+        apic.look(&mut vmcs);
     }
 
     fn set_tsc_offset(&mut self, offset: i64) {

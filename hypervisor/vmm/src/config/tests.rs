@@ -16,6 +16,7 @@ fn vm(name: &str, kernel: Blob) -> VmConfig {
         vcpus: 1,
         weight: 100,
         cpu: CPU_HOST.to_string(),
+        apic: Apic::default(),
         cdrom: None,
         vga: None,
         hpet: false,

@@ -3,6 +3,7 @@
 //! A handler reads and changes the VM through the seam and the chipset. It never enters the guest, never moves RIP,
 //! never injects, and never decides who runs next: that is what its answer is for.
 
+mod apic;
 mod code;
 mod control;
 mod emulate;
@@ -113,6 +114,8 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
             vm.vcpu.request_nmi_window(false);
             Resume::Again
         }
+        Exit::ApicWrite { offset } => apic::written(vm, around.host, offset),
+        Exit::ApicEoi { vector } => apic::ended(vm, around.host, vector),
         Exit::Hypercall => hypercall::call(vm, around),
         Exit::Cr(access) => control::access(vm, around.host, &access),
         Exit::Xsetbv => control::xsetbv(vm),

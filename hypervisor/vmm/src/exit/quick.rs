@@ -21,7 +21,7 @@ use lamina_arch::time::Tsc;
 
 use super::mov::{Mov, What};
 use super::{LastMov, io, msr as msrs};
-use crate::chipset::{Chipset, Signal};
+use crate::chipset::{Attention, Chipset, Signal};
 use crate::cpuid::Cpuid;
 use crate::host::HostMemory;
 use crate::layout;
@@ -50,9 +50,9 @@ pub struct Shortcut<'a, C, F, H> {
     limit: Tsc,
     /// How long a timer that was due is not looked at again. Unit: ticks.
     rest: u64,
-    /// What was gone by before the entry: when a timer is due, and whether an interrupt waits.
+    /// What was gone by before the entry: when a timer is due, and what was left to do.
     deadline: Option<Tsc>,
-    pending: bool,
+    attention: Attention,
     /// What a device asked for.
     signal: Signal,
     /// An NMI waits.
@@ -83,7 +83,7 @@ impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
     ) -> (&'a mut V, Self) {
         let Vm { vcpu, chipset, cpuid, msrs, counters, memory, tables, last_mov, started, .. } = vm;
         let (window, nmi) = (&mut vm.interrupt_window, vm.nmi_waits);
-        let (deadline, pending) = (chipset.next_deadline(), chipset.interrupt_pending());
+        let (deadline, attention) = (chipset.next_deadline(), chipset.attention());
         let (started, signal) = (*started, Signal::None);
         let shortcut = Shortcut {
             chipset,
@@ -99,7 +99,7 @@ impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
             limit,
             rest,
             deadline,
-            pending,
+            attention,
             signal,
             nmi,
             yields: false,
@@ -118,7 +118,7 @@ impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
         self.nmi |= self.chipset.take_nmi();
         let same = !self.nmi
             && self.chipset.next_deadline() == self.deadline
-            && self.chipset.interrupt_pending() == self.pending
+            && self.chipset.attention() == self.attention
             && !self.chipset.has_output();
         if same { Answer::Done } else { Answer::Look }
     }
@@ -288,15 +288,20 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
         if now >= self.limit || self.nmi || self.signal != Signal::None || self.chipset.has_output() {
             return None;
         }
+        let attention = self.chipset.attention();
+        if attention.contains(Attention::APIC) {
+            return None;
+        }
         let mut interrupt = None;
-        if self.chipset.interrupt_pending() && !*self.window && registers.can_take_interrupt() {
+        if attention.contains(Attention::INTERRUPT) && !*self.window && registers.can_take_interrupt() {
             interrupt = self.chipset.acknowledge();
             self.counters.interrupts += u64::from(interrupt.is_some());
         }
-        (self.deadline, self.pending) = (self.chipset.next_deadline(), self.chipset.interrupt_pending());
-        *self.window = self.pending;
+        (self.deadline, self.attention) = (self.chipset.next_deadline(), self.chipset.attention());
+        let window = self.attention.contains(Attention::INTERRUPT);
+        *self.window = window;
         let timer = self.deadline.map_or(Tsc(u64::MAX), |timer| (self.started + timer.0).max(soonest));
-        Some(Next { deadline: self.limit.min(timer), interrupt, window: self.pending })
+        Some(Next { deadline: self.limit.min(timer), interrupt, window })
     }
 
     #[inline(always)]

@@ -60,12 +60,17 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             for (_, at, size) in vm.memory.owned(&self.host) {
                 claim(&mut audit, &vm.name, at, size);
             }
+            if let Some(page) = &vm.access_page {
+                claim(&mut audit, &vm.name, page.frame(), FrameSize::Size4K);
+            }
             vm.tables().visit(&self.host, &mut |visited| match visited {
                 Visited::Table(at) => claim(&mut audit, &vm.name, at, FrameSize::Size4K),
                 Visited::Page { gpa, hpa, size, access } => {
                     audit.pages += 1;
                     let may = vm.memory.mapping(&self.host, gpa, size);
-                    if may.is_none_or(|(own, most)| own != hpa || !within(access, most)) {
+                    let own = may.is_some_and(|(own, most)| own == hpa && within(access, most));
+                    let apic = vm.access_page.as_ref().is_some_and(|page| page.explains(gpa, hpa, size, access));
+                    if !own && !apic {
                         let kib = size.bytes() >> 10;
                         audit.violation(format!(
                             "{}: {kib} KiB at guest address {gpa:#x} are mapped to {hpa:#x} for {access}",

@@ -5,10 +5,12 @@
 //! [`World`] shows what has happened. The fakes are as strict as a processor: what the loop must never do (inject an
 //! interrupt where it cannot be taken, enter a vCPU that is not loaded, halt for ever) panics, and fails the test.
 
+mod apic;
 mod bench;
 mod chipset;
 mod host;
 mod instructions;
+mod trace;
 mod vcpu;
 
 pub use bench::{Bench, ENTRY, elf_image};
@@ -18,4 +20,5 @@ pub use chipset::{
 };
 pub use host::{FakeHost, HZ, Idle, SERIAL_VECTOR, World};
 pub use instructions::*;
-pub use vcpu::{FakeVcpu, Program, Step, Trace};
+pub use trace::Trace;
+pub use vcpu::{FakeVcpu, Program, Step};

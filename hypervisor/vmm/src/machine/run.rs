@@ -7,7 +7,7 @@ use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
-use crate::chipset::Chipset;
+use crate::chipset::{Attention, Chipset};
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
 use crate::exit::{QuickLeft, Resume, Shortcut, Surroundings, dispatch, obey, step_over};
@@ -104,6 +104,9 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         }
         if vm.trace.is_some() {
             trace::handled(vm);
+        }
+        if vm.access_page.is_some() {
+            vm.follow_apic(around.host);
         }
         deliver(vm);
         let exit = match enter(vm, around.host, deadline, limit) {
@@ -235,7 +238,7 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
             vm.inject(Event { kind: EventKind::Nmi, vector: vector::NMI, error: None, length: 0 });
         }
     }
-    if !vm.chipset.interrupt_pending() {
+    if !vm.chipset.attention().contains(Attention::INTERRUPT) {
         if vm.interrupt_window && !vm.nmi_waits {
             vm.interrupt_window = false;
             vm.vcpu.request_interrupt_window(false);
@@ -251,7 +254,7 @@ fn deliver<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>) {
         vm.counters.interrupts += 1;
         vm.inject(Event::external(vector));
     }
-    if vm.chipset.interrupt_pending() {
+    if vm.chipset.attention().contains(Attention::INTERRUPT) {
         vm.interrupt_window = true;
         vm.vcpu.request_interrupt_window(true);
     }

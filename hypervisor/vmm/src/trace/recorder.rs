@@ -184,6 +184,8 @@ fn what<V: Vcpu>(vcpu: &mut V, exit: &Exit) -> Option<String> {
         | Exit::SliceEnd
         | Exit::InterruptWindow
         | Exit::NmiWindow => return None,
+        // The local APIC of a VM that is recorded is never virtualized.
+        Exit::ApicWrite { .. } | Exit::ApicEoi { .. } => return None,
         Exit::Exception(event) => format!("exception:{:x}", event.vector),
         Exit::Debug { .. } => "exception:1".into(),
         Exit::TripleFault => "triple-fault".into(),

@@ -9,7 +9,7 @@ use lamina_arch::addr::{Hpa, PAGE_2M};
 use super::host::{FakeHost, World};
 use super::vcpu::Program;
 use crate::chipset::Chipset;
-use crate::config::{self, Blob, Boot, Bundle, CPU_HOST, LogLevel, VmConfig};
+use crate::config::{self, Apic, Blob, Boot, Bundle, CPU_HOST, LogLevel, VmConfig};
 use crate::frames::{FramePool, FrameStock};
 use crate::machine::Machine;
 use crate::memory::Backing;
@@ -48,6 +48,7 @@ struct Guest {
     backing: Backing,
     weight: u32,
     initrd: Option<Blob>,
+    apic: Apic,
     trace: u32,
 }
 
@@ -86,7 +87,8 @@ impl Bench {
     pub fn vm(mut self, name: &str, program: Program) -> Bench {
         let image = elf_image(&[0xf4; 16]);
         let (memory, backing) = (MEMORY, Backing::Eager);
-        self.guests.push(Guest { name: name.into(), image, memory, backing, weight: 100, initrd: None, trace: 0 });
+        let (initrd, apic) = (None, Apic::Virtualized);
+        self.guests.push(Guest { name: name.into(), image, memory, backing, weight: 100, initrd, apic, trace: 0 });
         self.restarted(program)
     }
 
@@ -143,6 +145,20 @@ impl Bench {
     #[must_use]
     pub fn initrd(mut self, blob: Blob) -> Bench {
         self.last().initrd = Some(blob);
+        self
+    }
+
+    /// The VM that was added last has its local APIC from the hypervisor, whatever the processor can.
+    #[must_use]
+    pub fn emulated_apic(mut self) -> Bench {
+        self.last().apic = Apic::Emulated;
+        self
+    }
+
+    /// The machine's processor can virtualize local APICs.
+    #[must_use]
+    pub fn virtualizing_apics(self) -> Bench {
+        self.world.with_mut(|w| w.virtualizes_apic = true);
         self
     }
 
@@ -214,6 +230,7 @@ fn configuration(guest: &Guest, kernel: Blob) -> VmConfig {
         vcpus: 1,
         weight: guest.weight,
         cpu: CPU_HOST.into(),
+        apic: guest.apic,
         cdrom: None,
         vga: None,
         hpet: false,

@@ -9,7 +9,8 @@ use std::vec::Vec;
 use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
 
-use super::vcpu::{FakeVcpu, Program, Trace};
+use super::trace::Trace;
+use super::vcpu::{FakeVcpu, Program};
 use crate::fake_memory::FakeMemory;
 use crate::frames::FrameStock;
 use crate::host::{Host, HostMemory};
@@ -75,6 +76,8 @@ pub(super) struct Shared {
     pub(super) programs: BTreeMap<u16, VecDeque<Program>>,
     /// VMs for which there is no vCPU.
     pub(super) no_vcpu: Vec<u16>,
+    /// The processor virtualizes local APICs.
+    pub(super) virtualizes_apic: bool,
     clock: Tsc,
     serial: Serial,
     idles: Vec<Idle>,
@@ -116,6 +119,7 @@ impl World {
             loaded: None,
             programs: BTreeMap::new(),
             no_vcpu: Vec::new(),
+            virtualizes_apic: false,
             clock: Tsc(1_000),
             serial: Serial {
                 ring: VecDeque::new(),

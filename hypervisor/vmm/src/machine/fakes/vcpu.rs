@@ -1,6 +1,7 @@
 //! A virtual processor that follows a script.
 
 use std::boxed::Box;
+use std::sync::Arc;
 use std::vec::Vec;
 
 use lamina_arch::addr::Hpa;
@@ -12,7 +13,10 @@ use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
+use super::apic::FakeApic;
 use super::host::{SERIAL_VECTOR, World};
+use super::trace::Trace;
+use crate::apic::{ApicMode, ApicPage};
 use crate::exit::ByVcpu;
 use crate::frames::FrameSize;
 use crate::host::HostMemory;
@@ -120,44 +124,13 @@ pub fn script(steps: impl IntoIterator<Item = Step>) -> Program {
     Box::new(move |_| steps.pop_front().unwrap_or_else(Step::spin))
 }
 
-/// What was asked of one virtual processor.
-#[derive(Clone, Debug, Default)]
-pub struct Trace {
-    /// Events delivered to the guest, and when. Machine's TSC.
-    pub delivered: Vec<(Tsc, Event)>,
-    /// RIP after each instruction that the hypervisor finished.
-    pub advanced: Vec<u64>,
-    /// How often the run loop entered it.
-    pub runs: usize,
-    /// Interrupt windows requested (true) and given up (false), where that changed something.
-    pub interrupt_windows: Vec<bool>,
-    /// NMI windows requested (true) and given up (false), where that changed something.
-    pub nmi_windows: Vec<bool>,
-    /// The deadline of each entry.
-    pub deadlines: Vec<Tsc>,
-    /// How often it came in.
-    pub loads: u32,
-    /// How often it went out.
-    pub unloads: u32,
-    /// Page-directory pointers set.
-    pub pdptes: Vec<[u64; 4]>,
-    /// How often the translations of the guest's own paging were forgotten.
-    pub linear_invalidations: u32,
-    /// How often the translations of the nested tables were forgotten.
-    pub nested_invalidations: u32,
-    /// The guest's TSC minus the machine's.
-    pub tsc_offset: i64,
-    /// CR4 bits that need no exit.
-    pub allowed_cr4: Option<Cr4>,
-}
-
 /// The scripted processor.
 ///
 /// Interrupt handlers are over in no time: an event that is injected is recorded, and the guest goes on where it was,
 /// RFLAGS.IF unchanged. An NMI blocks others until [`FakeVcpu::nmi_blocked`] is cleared by the script.
 pub struct FakeVcpu {
     id: u16,
-    world: World,
+    pub(super) world: World,
     program: Option<Program>,
     step: Option<Step>,
     gprs: Gprs,
@@ -177,7 +150,8 @@ pub struct FakeVcpu {
     length: Option<Option<u8>>,
     interrupt_window: bool,
     nmi_window: bool,
-    root: Option<Hpa>,
+    pub(super) root: Option<Hpa>,
+    pub(super) apic: Option<FakeApic>,
     loaded: bool,
     /// When it was entered last, and how often at that time.
     entries: (Tsc, u32),
@@ -203,6 +177,7 @@ impl FakeVcpu {
             interrupt_window: false,
             nmi_window: false,
             root: None,
+            apic: None,
             loaded: false,
             entries: (Tsc(0), 0),
         }
@@ -291,6 +266,10 @@ impl FakeVcpu {
             }
             _ => {}
         }
+        self.note(event);
+    }
+
+    fn note(&mut self, event: Event) {
         let now = self.now();
         self.trace(|t| t.delivered.push((now, event)));
         self.delivered.push(event);
@@ -416,6 +395,13 @@ impl Vcpu for FakeVcpu {
                 match self.look(quick) {
                     Some(next) => deadline = next,
                     None => return Ok(Ran::Look),
+                }
+            }
+            if !self.interrupt_window && self.enabled() && !self.shadow {
+                let vector = self.apic.as_mut().and_then(FakeApic::deliver);
+                if let Some(vector) = vector {
+                    self.trace(|t| t.virtual_interrupts.push(vector));
+                    self.note(Event::external(vector));
                 }
             }
             let now = self.now();
@@ -566,6 +552,22 @@ impl Vcpu for FakeVcpu {
 
     fn set_pdptes(&mut self, entries: [u64; 4]) {
         self.trace(|t| t.pdptes.push(entries));
+    }
+
+    fn virtualizes_apic(&self) -> bool {
+        self.world.with(|w| w.virtualizes_apic)
+    }
+
+    fn virtualize_apic(&mut self, registers: Arc<ApicPage>, access: Hpa) {
+        self.apic = Some(FakeApic::new(registers, access));
+    }
+
+    fn apic_changed(&mut self, mode: ApicMode) {
+        let old = self.apic().mode;
+        self.apic().change(mode);
+        if mode != old {
+            self.trace(|t| t.apic_modes.push(mode));
+        }
     }
 
     fn set_tsc_offset(&mut self, offset: i64) {

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
 
-pub const SCENARIO: Scenario = Scenario { name: "seabios", needs: Needs::Firmware, limit: 600, long: false, run };
+pub const SCENARIO: Scenario = Scenario { name: "seabios", needs: Needs::Machine, limit: 600, long: false, run };
 
 fn run(stage: &Stage) -> Result<()> {
     // A day for the menu's key: on an emulator, time in which nothing happens is over at once.

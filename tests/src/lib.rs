@@ -64,10 +64,6 @@ pub enum Needs {
     Preemption,
     /// A machine of QEMU's own emulation, for a processor that lacks something.
     Tcg,
-    /// A machine that goes on behind every instruction.
-    Icebp,
-    /// A machine on which firmware starts each time.
-    Firmware,
 }
 
 /// Runs the scenarios as an ordinary test program would its tests. Does not return.
@@ -112,8 +108,6 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Preemption, Name::BochsSvm) => {
             Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
         }
-        (Needs::Firmware, Name::Tcg) => Some("SeaBIOS stood still there once in a few runs, and why is not known yet"),
-        (Needs::Icebp, Name::Tcg) => Some("the machine stands still at the guest's ICEBP there, for good"),
         (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors that lack something"),
         _ => None,
     }

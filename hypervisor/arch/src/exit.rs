@@ -29,6 +29,8 @@ pub enum Exit {
         /// The bits of DR6 that it sets: B0 to B3, BD, BS.
         dr6: u64,
     },
+    /// ICEBP, whose #DB is not delivered yet: a trap, which returns behind the instruction and sets nothing in DR6.
+    Icebp,
     /// The guest could not deliver a double fault.
     TripleFault,
     /// CPUID.
@@ -179,7 +181,7 @@ impl Exit {
             Exit::HostNmi => Kind::HostNmi,
             Exit::SliceEnd => Kind::SliceEnd,
             Exit::InterruptWindow | Exit::NmiWindow => Kind::Window,
-            Exit::Exception(_) | Exit::Debug { .. } => Kind::Exception,
+            Exit::Exception(_) | Exit::Debug { .. } | Exit::Icebp => Kind::Exception,
             Exit::Cpuid => Kind::Cpuid,
             Exit::Hlt => Kind::Hlt,
             Exit::Pause => Kind::Pause,

@@ -37,6 +37,7 @@ pub mod code {
     pub const VMMCALL: u64 = 0x081;
     pub const VMLOAD: u64 = 0x082;
     pub const SKINIT: u64 = 0x086;
+    pub const ICEBP: u64 = 0x088;
     pub const WBINVD: u64 = 0x089;
     pub const MONITOR: u64 = 0x08a;
     pub const MWAIT_ARMED: u64 = 0x08c;
@@ -109,6 +110,7 @@ pub fn decode(c: &Captured) -> Exit {
         code::CR0_SELECTIVE_WRITE => decode_cr(c, 0, true).map_or(unknown, Exit::Cr),
         // The intercept comes after DR6 is written and before DR7.GD is cleared.
         code::DEBUG => Exit::Debug { dr6: c.dr6 & DEBUG_STATUS },
+        code::ICEBP => Exit::Icebp,
         code::EXCEPTION_0..=code::EXCEPTION_31 => Exit::Exception(exception(c)),
         // Not acknowledged: it comes through the IDT as soon as the host takes interrupts, and so does an NMI.
         code::INTR | code::NMI => Exit::HostInterrupt { vector: None },
@@ -262,6 +264,7 @@ mod tests {
             (0x7d, Exit::TaskSwitch { selector: 0, source: TaskSource::Call }),
             (0x7f, Exit::TripleFault),
             (0x81, Exit::Hypercall),
+            (0x88, Exit::Icebp),
             (0x89, Exit::CacheFlush),
             (0x8d, Exit::Xsetbv),
         ]);

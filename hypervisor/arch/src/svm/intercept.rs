@@ -53,6 +53,8 @@ bitflags! {
         const CLGI = 1 << 5;
         /// SKINIT.
         const SKINIT = 1 << 6;
+        /// ICEBP, before it raises #DB.
+        const ICEBP = 1 << 8;
         /// WBINVD and WBNOINVD.
         const WBINVD = 1 << 9;
         /// MONITOR and MONITORX.

@@ -6,6 +6,7 @@
 //! not every processor gives the guest its shadow back at VMRUN, and a virtual interrupt would come too early there.
 
 use lamina_arch::cr::Rflags;
+use lamina_arch::event::{Event, vector};
 use lamina_arch::svm::exit::code;
 use lamina_arch::svm::intercept::First;
 use lamina_arch::svm::vmcb::{self, Vmcb};
@@ -147,6 +148,21 @@ impl Stepper {
     }
 }
 
+/// What a processor does behind an instruction, where we have finished that: RF is over, and a single step traps (APM
+/// vol. 2, "Single Stepping"). The exception to be injected.
+pub fn behind_instruction(vmcb: &mut Vmcb) -> Option<Event> {
+    let flags = vmcb.read(vmcb::RFLAGS);
+    if flags & (Rflags::TF | Rflags::RF).bits() == 0 {
+        return None;
+    }
+    vmcb.write(vmcb::RFLAGS, flags & !Rflags::RF.bits());
+    if flags & Rflags::TF.bits() == 0 {
+        return None;
+    }
+    vmcb.write(vmcb::DR6, vmcb.read(vmcb::DR6) & !BREAKPOINTS | SINGLE_STEP);
+    Some(Event::exception(vector::DB, None))
+}
+
 fn intercept_iret(vmcb: &mut Vmcb, on: bool) {
     let mut intercepts = First::from_bits_retain(vmcb.read(vmcb::FIRST_INTERCEPTS));
     if intercepts.contains(First::IRET) != on {
@@ -263,6 +279,19 @@ mod tests {
         vmcb.write(vmcb::DR6, 0xffff_0ff1);
         assert_eq!(stepped(&mut stepper, &mut vmcb, 0x202 | TF), Follows::Decode);
         assert_eq!((vmcb.read(vmcb::RFLAGS), vmcb.read(vmcb::DR6)), (0x202, 0xffff_0ff1));
+    }
+
+    #[test]
+    fn behind_an_instruction_a_single_step_traps_and_rf_is_over() {
+        let (_, mut vmcb) = guest();
+        assert_eq!(behind_instruction(&mut vmcb), None);
+        vmcb.write(vmcb::RFLAGS, 0x202 | Rflags::RF.bits());
+        assert_eq!(behind_instruction(&mut vmcb), None);
+        assert_eq!((vmcb.read(vmcb::RFLAGS), vmcb.read(vmcb::DR6)), (0x202, 0xffff_0ff0));
+        vmcb.write(vmcb::RFLAGS, 0x202 | (Rflags::TF | Rflags::RF).bits());
+        vmcb.write(vmcb::DR6, 0xffff_2ff5);
+        assert_eq!(behind_instruction(&mut vmcb), Some(Event::exception(vector::DB, None)));
+        assert_eq!((vmcb.read(vmcb::RFLAGS), vmcb.read(vmcb::DR6)), (0x202 | TF, 0xffff_6ff0), "BD stays");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::entry::{Frame, enter};
 use super::explain::explain;
 use super::resume::{Entry, resume};
 use super::setup::{EFER_FORCED, setup};
-use super::step::{Follows, Stepper};
+use super::step::{Follows, Stepper, behind_instruction};
 use super::switched::{read_debug, read_tsc_aux, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
@@ -148,6 +148,14 @@ impl SvmVcpu {
         vmcb.write(vmcb::RIP, if long { rip } else { rip & 0xffff_ffff });
         vmcb.write(vmcb::INTERRUPT_STATE, vmcb.read(vmcb::INTERRUPT_STATE) & !vmcb::INTERRUPT_SHADOW);
     }
+
+    /// RIP after an instruction that is done, which goes to `rip`, and what the processor does behind it.
+    fn step(&mut self, rip: u64) {
+        self.go_to(rip);
+        if let Some(trap) = behind_instruction(self.vmcb.fields()) {
+            self.event = Some(trap);
+        }
+    }
 }
 
 impl Vcpu for SvmVcpu {
@@ -258,13 +266,13 @@ impl Vcpu for SvmVcpu {
 
     fn advance(&mut self) -> Result<(), UnknownLength> {
         let next = self.captured.after_instruction().ok_or(UnknownLength)?;
-        self.go_to(next);
+        self.step(next);
         Ok(())
     }
 
     fn advance_by(&mut self, length: u8) {
         let rip = self.vmcb.fields().read(vmcb::RIP);
-        self.go_to(rip.wrapping_add(u64::from(length)));
+        self.step(rip.wrapping_add(u64::from(length)));
     }
 
     fn end_shadow(&mut self) {
@@ -287,6 +295,11 @@ impl Vcpu for SvmVcpu {
     }
 
     fn inject(&mut self, event: Event) {
+        if event.length != 0 {
+            // The processor adds no length to what it injects as an exception: RIP is where the handler returns to.
+            let rip = self.vmcb.fields().read(vmcb::RIP);
+            self.go_to(rip.wrapping_add(u64::from(event.length)));
+        }
         self.event = Some(event);
     }
 

@@ -105,13 +105,20 @@ pub fn processor<'a, H: Host, C: Chipset>(
 /// The VM's end, where the instruction is not there any more.
 pub(crate) fn step_over<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Result<(), StopReason> {
     let Err(UnknownLength) = vm.vcpu.advance() else { return Ok(()) };
+    let length = length(vm, host)?;
+    vm.vcpu.advance_by(length);
+    Ok(())
+}
+
+/// The length of the instruction that exited, by decoding it. Unit: bytes.
+///
+/// # Errors
+/// The VM's end, where the instruction is not there any more.
+pub(super) fn length<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Result<u8, StopReason> {
     let now = chipset_now(vm, host);
     let fetched = insn::fetch(&mut Emulated::new(vm, host, Cause::Undescribed, now));
     match fetched.instruction {
-        Ok(instruction) => {
-            vm.vcpu.advance_by(insn::length(&instruction));
-            Ok(())
-        }
+        Ok(instruction) => Ok(insn::length(&instruction)),
         Err(_) => Err(not_emulated(&fetched, String::from("an instruction that exited and cannot be read"))),
     }
 }

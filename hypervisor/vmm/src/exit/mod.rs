@@ -19,7 +19,7 @@ mod task;
 
 use lamina_arch::addr::Gla;
 use lamina_arch::cr::Efer;
-use lamina_arch::event::{Event, GuestFault, vector};
+use lamina_arch::event::{Event, EventKind, GuestFault, vector};
 use lamina_arch::exit::Exit;
 use lamina_arch::regs::{Gpr, Gprs, SysReg};
 use lamina_arch::segment::SegmentName;
@@ -126,6 +126,7 @@ pub fn dispatch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surro
         Exit::Forbidden => Resume::Inject(GuestFault::GP0),
         Exit::Exception(event) => Resume::Deliver(event),
         Exit::Debug { dr6 } => debug(vm, dr6),
+        Exit::Icebp => icebp(vm, around.host),
         Exit::TripleFault => Resume::Stop(StopReason::TripleFault { rip: vm.vcpu.read(SysReg::Rip) }),
         Exit::NestedMisconfiguration { gpa } => Resume::Stop(StopReason::NestedMisconfiguration { gpa }),
         Exit::TaskSwitch { selector, source } => task::switch(vm, around.host, selector, source),
@@ -149,6 +150,15 @@ fn debug<V: Vcpu, C>(vm: &mut Vm<V, C>, status: u64) -> Resume {
         vm.vcpu.write(SysReg::Dr7, dr7 & !GENERAL_DETECT);
     }
     Resume::Inject(GuestFault { vector: vector::DB, error: None, cr2: None })
+}
+
+/// ICEBP: #DB behind the instruction.
+fn icebp<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resume {
+    let kind = EventKind::PrivilegedSoftwareException;
+    match emulate::length(vm, host) {
+        Ok(length) => Resume::Deliver(Event { kind, vector: vector::DB, error: None, length }),
+        Err(reason) => Resume::Stop(reason),
+    }
 }
 
 /// The registers of a vCPU that goes the long way.

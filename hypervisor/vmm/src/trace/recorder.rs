@@ -187,7 +187,7 @@ fn what<V: Vcpu>(vcpu: &mut V, exit: &Exit) -> Option<String> {
         // The local APIC of a VM that is recorded is never virtualized.
         Exit::ApicWrite { .. } | Exit::ApicEoi { .. } => return None,
         Exit::Exception(event) => format!("exception:{:x}", event.vector),
-        Exit::Debug { .. } => "exception:1".into(),
+        Exit::Debug { .. } | Exit::Icebp => "exception:1".into(),
         Exit::TripleFault => "triple-fault".into(),
         Exit::Cpuid => format!("cpuid:{:x}", gprs.get32(Gpr::Rax)),
         Exit::Hlt => "hlt".into(),

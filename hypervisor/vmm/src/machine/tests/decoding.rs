@@ -1,5 +1,6 @@
 //! What the processor does not tell of an exit, and is decoded.
 
+use lamina_arch::event::{Event, EventKind, vector};
 use lamina_arch::exit::{CrExit, Exit};
 use lamina_arch::hypercall as abi;
 use lamina_arch::regs::{Gpr, SysReg};
@@ -27,6 +28,15 @@ fn instructions_are_as_long_as_they_are_prefixed() {
     let world = run_with(&code, steps);
     let advanced: Vec<u64> = world.trace(1).advanced.iter().map(|rip| rip - ENTRY).collect();
     assert_eq!(advanced[..5], [3, 5, 9, 9, 10]);
+}
+
+#[test]
+fn icebp_returns_behind_itself_however_it_is_prefixed() {
+    for (code, length) in [(&[0xf1][..], 1), (&[0x66, 0xf1], 2)] {
+        let world = run_with(code, [Step::exit(Exit::Icebp).untold()]);
+        let (kind, vector) = (EventKind::PrivilegedSoftwareException, vector::DB);
+        assert_eq!(world.trace(1).delivered[0].1, Event { kind, vector, error: None, length });
+    }
 }
 
 #[test]

@@ -171,6 +171,10 @@ macro_rules! fields {
 
         /// Name, offset and size (unit: bytes) of every field here, for reports.
         pub const ALL: &[(&str, usize, usize)] = &[$((stringify!($name), $offset as usize, size_of::<$type>())),*];
+
+        /// The clean bit of every field, in the same order.
+        #[cfg(test)]
+        const CLEAN_OF_ALL: &[Clean] = &[$(Clean::$clean),*];
     };
 }
 
@@ -420,6 +424,35 @@ mod tests {
             assert_eq!(vmcb.clean(), Clean::all() - group);
         }
         assert_eq!(Vmcb::new().clean(), Clean::empty());
+    }
+
+    #[test]
+    fn every_field_is_in_the_group_that_the_manual_has_it_in() {
+        // APM vol. 2, "VMCB Clean Field", by offsets.
+        let expected = |offset: usize| match offset {
+            // Intercepts, TSC offset.
+            0x000..=0x014 | 0x050 => Clean::INTERCEPTS,
+            0x040 | 0x048 => Clean::PERMISSION_MAPS,
+            0x058 => Clean::ASID,
+            // V_TPR, V_IRQ, V_INTR_PRIO, V_IGN_TPR, V_INTR_MASKING, V_INTR_VECTOR.
+            0x060 | 0x064 => Clean::VIRTUAL_INTERRUPTS,
+            // Nested paging, nested CR3, G_PAT.
+            0x090 | 0x0b0 | 0x668 => Clean::NESTED_PAGING,
+            // EFER, CR4, CR3, CR0.
+            0x4d0 | 0x548 | 0x550 | 0x558 => Clean::CONTROL_REGISTERS,
+            // DR7, DR6.
+            0x560 | 0x568 => Clean::DEBUG_REGISTERS,
+            // GDTR and IDTR.
+            0x464 | 0x468 | 0x484 | 0x488 => Clean::DESCRIPTOR_TABLES,
+            // ES, CS, SS, DS, CPL.
+            0x400..=0x43f | 0x4cb => Clean::SEGMENTS,
+            0x640 => Clean::CR2,
+            _ => Clean::empty(),
+        };
+        assert_eq!(CLEAN_OF_ALL.len(), ALL.len());
+        for ((name, offset, _), clean) in ALL.iter().zip(CLEAN_OF_ALL) {
+            assert_eq!(*clean, expected(*offset), "{name}");
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use core::fmt;
 use lamina_arch::msr;
 use lamina_arch::svm::features::{Capabilities, Features, LEAF, LEAF1_ECX_SVM, VM_CR_SVMDIS};
 use lamina_vmm::frames::FrameSize;
-use raw_cpuid::CpuId;
 use raw_cpuid::native_cpuid::cpuid_count;
+use raw_cpuid::{CpuId, CpuIdResult};
 use x86_64::registers::control::{Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
 
@@ -56,6 +56,37 @@ impl fmt::Display for Unsupported {
     }
 }
 
+/// What is asked of the processor before anything is changed.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    /// CPUID shows SVM.
+    svm: bool,
+    /// CPUID shows XSAVE.
+    xsave: bool,
+    /// VM_CR; 0 where there is no SVM.
+    vm_cr: u64,
+    features: Features,
+}
+
+impl Found {
+    /// Whether that is enough. SVM's own defects come first: they are what a user can mend.
+    fn check(&self) -> Result<(), Unsupported> {
+        if !self.svm {
+            return Err(Unsupported::NoSvm);
+        }
+        if self.vm_cr & VM_CR_SVMDIS != 0 {
+            return Err(Unsupported::Disabled { locked: self.features.contains(Features::LOCK) });
+        }
+        if !self.features.contains(Features::NESTED_PAGING) {
+            return Err(Unsupported::NoNestedPaging);
+        }
+        if !self.xsave {
+            return Err(Unsupported::NoXsave);
+        }
+        Ok(())
+    }
+}
+
 /// What every virtual processor refers to; lives as long as the machine.
 pub struct Shared {
     /// What the processor can do.
@@ -88,22 +119,14 @@ impl Svm {
     pub fn enable() -> Result<Svm, Unsupported> {
         let cpuid = CpuId::new();
         let highest = cpuid_count(0x8000_0000, 0).eax;
-        if highest < LEAF || cpuid_count(0x8000_0001, 0).ecx & LEAF1_ECX_SVM == 0 {
-            return Err(Unsupported::NoSvm);
-        }
+        let svm = highest >= LEAF && cpuid_count(0x8000_0001, 0).ecx & LEAF1_ECX_SVM != 0;
         let physical = cpuid.get_processor_capacity_feature_info().map_or(36, |w| w.physical_address_bits());
-        let leaf = cpuid_count(LEAF, 0);
+        let leaf = if svm { cpuid_count(LEAF, 0) } else { CpuIdResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } };
         let capabilities = Capabilities::of([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx], physical);
         // SAFETY: every processor with SVM has VM_CR, and reading it changes nothing.
-        if unsafe { Msr::new(msr::VM_CR).read() } & VM_CR_SVMDIS != 0 {
-            return Err(Unsupported::Disabled { locked: capabilities.features.contains(Features::LOCK) });
-        }
-        if !capabilities.features.contains(Features::NESTED_PAGING) {
-            return Err(Unsupported::NoNestedPaging);
-        }
-        if !cpuid.get_feature_info().is_some_and(|f| f.has_xsave()) {
-            return Err(Unsupported::NoXsave);
-        }
+        let vm_cr = if svm { unsafe { Msr::new(msr::VM_CR).read() } } else { 0 };
+        let xsave = cpuid.get_feature_info().is_some_and(|f| f.has_xsave());
+        Found { svm, xsave, vm_cr, features: capabilities.features }.check()?;
         let tsc_aux = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_rdtscp());
         let save_area = HostPage::new();
         // SAFETY: SVM is there and not disabled; the bit only makes its instructions and VM_HSAVE_PA available.
@@ -136,5 +159,45 @@ impl Backend for Svm {
             return Err(format!("this processor can tell {} guests apart", asids.saturating_sub(1)));
         }
         Ok(SvmVcpu::new(self.shared, vm))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    const SOUND: Found = Found { svm: true, xsave: true, vm_cr: 0, features: Features::NESTED_PAGING };
+
+    fn line(found: Found) -> String {
+        found.check().map_or_else(|unsupported| unsupported.to_string(), |()| String::from("usable"))
+    }
+
+    #[test]
+    fn what_is_missing_is_told_in_one_line() {
+        assert_eq!(line(SOUND), "usable");
+        // VM_CR.LOCK alone disables nothing: firmware locks SVM on, too.
+        assert_eq!(line(Found { vm_cr: 1 << 3, ..SOUND }), "usable");
+        let lines = [
+            (Found { svm: false, ..SOUND }, "this processor has no AMD-V (CPUID 0x80000001:ECX.SVM is 0)"),
+            (
+                Found { vm_cr: VM_CR_SVMDIS, ..SOUND },
+                "AMD-V is disabled in VM_CR.SVMDIS: turn it on in the firmware's set-up",
+            ),
+            (
+                Found { vm_cr: VM_CR_SVMDIS | 1 << 3, features: SOUND.features | Features::LOCK, ..SOUND },
+                "AMD-V is disabled in VM_CR.SVMDIS and locked with a key: turn it on in the firmware's set-up",
+            ),
+            // It may have nested paging once it is on.
+            (
+                Found { vm_cr: VM_CR_SVMDIS, features: Features::empty(), ..SOUND },
+                "AMD-V is disabled in VM_CR.SVMDIS: turn it on in the firmware's set-up",
+            ),
+            (Found { features: Features::empty(), ..SOUND }, "this processor's AMD-V lacks nested paging"),
+            (Found { xsave: false, ..SOUND }, "this processor has no XSAVE"),
+        ];
+        for (found, expected) in lines {
+            assert_eq!(line(found), expected);
+        }
     }
 }

@@ -121,8 +121,8 @@ pub fn decode(c: &Captured) -> Exit {
         code::PAUSE => Exit::Pause,
         code::HLT => Exit::Hlt,
         code::IO => decode_io(c).map_or(unknown, Exit::Io),
-        code::MSR if c.info1 == 0 => Exit::Rdmsr,
-        code::MSR if c.info1 == 1 => Exit::Wrmsr,
+        code::MSR if c.info1 == MSR_READ => Exit::Rdmsr,
+        code::MSR if c.info1 == MSR_WRITE => Exit::Wrmsr,
         code::TASK_SWITCH => decode_task_switch(c),
         code::SHUTDOWN => Exit::TripleFault,
         code::VMMCALL => Exit::Hypercall,
@@ -189,14 +189,8 @@ const fn decode_task_switch(c: &Captured) -> Exit {
 
 /// "IOIO Intercept Information".
 fn decode_io(c: &Captured) -> Option<IoExit> {
-    let bit = |n: u32| c.info1 >> n & 1 != 0;
-    let width = match c.info1 >> 4 & 7 {
-        1 => Width::B1,
-        2 => Width::B2,
-        4 => Width::B4,
-        _ => return None,
-    };
-    let string = if bit(2) {
+    let (port, width, direction) = port_access(c.info1)?;
+    let string = if c.info1 & IO_STRING != 0 {
         let address_width = match c.info1 >> 7 & 7 {
             1 => Width::B2,
             2 => Width::B4,
@@ -206,22 +200,43 @@ fn decode_io(c: &Captured) -> Option<IoExit> {
             0 => Width::B4,
             _ => return None,
         };
-        Some(StringIo { rep: bit(3), address_width, linear: None })
+        Some(StringIo { rep: c.info1 & 1 << 3 != 0, address_width, linear: None })
     } else {
         None
     };
-    let direction = if bit(0) { Direction::In } else { Direction::Out };
-    Some(IoExit { port: (c.info1 >> 16 & 0xffff) as u16, width, direction, string })
+    Some(IoExit { port, width, direction, string })
 }
+
+/// Bit 2 of a port access' information: INS or OUTS.
+pub const IO_STRING: u64 = 1 << 2;
+
+/// Port, width and direction out of a port access' information. `None` for a width that there is not.
+#[inline]
+pub const fn port_access(information: u64) -> Option<(u16, Width, Direction)> {
+    let width = match information >> 4 & 7 {
+        1 => Width::B1,
+        2 => Width::B2,
+        4 => Width::B4,
+        _ => return None,
+    };
+    let direction = if information & 1 != 0 { Direction::In } else { Direction::Out };
+    Some(((information >> 16 & 0xffff) as u16, width, direction))
+}
+
+/// EXITINFO1 of an MSR access: RDMSR.
+pub const MSR_READ: u64 = 0;
+/// EXITINFO1 of an MSR access: WRMSR.
+pub const MSR_WRITE: u64 = 1;
+/// EXITINFO1 of a nested page fault: a reserved bit in a nested table.
+pub const NESTED_RESERVED: u64 = 1 << 3;
 
 /// "Nested versus Guest Page Faults, Fault Ordering".
 fn decode_nested_fault(c: &Captured) -> Exit {
     const WRITE: u64 = 1 << 1;
-    const RESERVED: u64 = 1 << 3;
     const FETCH: u64 = 1 << 4;
     const TABLE_WALK: u64 = 1 << 33;
     let gpa = Gpa(c.info2);
-    if c.info1 & RESERVED != 0 {
+    if c.info1 & NESTED_RESERVED != 0 {
         return Exit::NestedMisconfiguration { gpa };
     }
     let (write, fetch) = (c.info1 & WRITE != 0, c.info1 & FETCH != 0);

@@ -10,6 +10,7 @@ mod capture;
 pub mod enable;
 mod entry;
 mod explain;
+mod quick;
 mod resume;
 mod setup;
 mod step;

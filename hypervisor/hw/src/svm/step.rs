@@ -63,6 +63,11 @@ impl Stepper {
         self.nmi_blocked
     }
 
+    /// An instruction is being stepped over: whatever exit comes must be seen by [`Stepper::after_exit`].
+    pub const fn is_stepping(&self) -> bool {
+        self.step.is_some()
+    }
+
     /// NMIs are blocked until the next IRET is done, or no longer.
     pub fn set_nmi_blocked(&mut self, vmcb: &mut Vmcb, blocked: bool) {
         self.nmi_blocked = blocked;

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::Exit;
+use lamina_arch::exit::{Exit, Kind};
 use lamina_arch::hypercall;
 use lamina_arch::regs::{Gpr, Gprs, SysReg, VectorRegister};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
@@ -18,19 +18,20 @@ use lamina_arch::svm::segment::{attributes, rights};
 use lamina_arch::svm::vmcb::{self, Field, ReadWrite, tlb_control};
 use lamina_arch::time::Tsc;
 use lamina_vmm::nested::npt::Npt;
-use lamina_vmm::vcpu::{EntryFailure, Quick, Ran, UnknownLength, Vcpu};
+use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 
 use super::capture::capture;
 use super::enable::Shared;
 use super::entry::{Frame, enter};
 use super::explain::explain;
+use super::quick::{InGuest, next_rip, offer, step};
 use super::resume::{Entry, resume};
 use super::setup::{EFER_FORCED, setup};
 use super::step::{Follows, Stepper, behind_instruction};
 use super::switched::{read_debug, read_tsc_aux, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
-use crate::{apic, percpu};
+use crate::{apic, percpu, timer};
 
 /// DPL in a segment's rights, bits 6:5.
 const DPL: u32 = 3 << 5;
@@ -109,7 +110,21 @@ impl SvmVcpu {
         unsafe { enter(&mut self.frame, self.vmcb.hpa(), self.shared.host.hpa()) };
         let vmcb = self.vmcb.fields();
         self.frame.gprs.set(Gpr::Rax, vmcb.read(vmcb::RAX));
-        self.captured = capture(vmcb, self.shared.capabilities.features);
+    }
+
+    /// Has `quick` do what the run loop would before the next entry. False where the run loop itself is to: a trap that
+    /// is pending goes before any interrupt, and it knows how.
+    fn look<Q: Quick>(&mut self, deadline: &mut Tsc, quick: &mut Q) -> bool {
+        if self.event.is_some() {
+            return false;
+        }
+        let vmcb = self.vmcb.fields();
+        let registers = &mut InGuest { frame: &mut self.frame, vmcb, extended: &self.extended };
+        let Some(next) = quick.look(registers, timer::now()) else { return false };
+        *deadline = next.deadline;
+        self.interrupt_window = next.window;
+        self.event = next.interrupt.map(Event::external);
+        true
     }
 
     fn field(register: SysReg) -> Option<Field<u64, ReadWrite>> {
@@ -168,10 +183,32 @@ impl Vcpu for SvmVcpu {
         Npt { largest: self.shared.largest_page }
     }
 
-    fn run<Q: Quick>(&mut self, deadline: Tsc, _quick: &mut Q) -> Result<Ran, EntryFailure> {
+    fn run<Q: Quick>(&mut self, mut deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
+        let features = self.shared.capabilities.features;
+        let tells_next_rip = features.contains(Features::NEXT_RIP);
         loop {
             self.enter(deadline);
+            let at = timer::now();
             let vmcb = self.vmcb.fields();
+            if !self.stepper.is_stepping() {
+                let registers = &mut InGuest { frame: &mut self.frame, vmcb, extended: &self.extended };
+                let (answer, kind) = offer(registers, tells_next_rip, at, quick);
+                if answer != Answer::Refused {
+                    vmcb.set_clean();
+                    self.interrupt_window &= kind != Kind::Window;
+                    let next = next_rip(vmcb);
+                    if matches!(answer, Answer::Done | Answer::Look) && !step(vmcb, next) {
+                        self.step(next);
+                    }
+                    let goes_on = !matches!(answer, Answer::Look | Answer::LookHere) || self.look(&mut deadline, quick);
+                    quick.account(kind, timer::now().0.wrapping_sub(at.0));
+                    if goes_on {
+                        continue;
+                    }
+                    return Ok(Ran::Look);
+                }
+            }
+            self.captured = capture(vmcb, features);
             if self.captured.is_invalid() {
                 return Err(explain(vmcb, &self.shared.capabilities));
             }

@@ -5,27 +5,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::trap::{self, Frame};
 
-use crate::machine::{self, GP, NOTHING, RESUME, STEPS, UD, VECTOR, breathe, count, forget, last};
+use crate::machine::{self, GP, NOTHING, STEPS, UD, VECTOR, breathe, count, forget, last};
 use crate::{Test, Verdict, apic, raises, same};
 
-/// Executes a software event of one or two bytes, and notes where the instruction behind it is. A processor that does
-/// not know the instruction goes on there too.
-macro_rules! trap_at {
-    ($instruction:literal) => {
-        // SAFETY: the events have handlers, which return.
-        unsafe {
-            asm!(
-                "lea {r}, [rip + 2f]", "mov [rip + {b}], {r}", "mov [rip + {resume}], {r}", $instruction, "2:",
-                r = out(reg) _, b = sym BEHIND, resume = sym RESUME,
-            )
-        }
-    };
-}
-
 pub const TESTS: &[Test] = &[
-    ("int3 returns behind itself", || behind(3, || trap_at!("int3"))),
-    ("int1 returns behind itself", || behind(1, || trap_at!(".byte 0xf1"))),
-    ("int n returns behind itself", || behind(VECTOR.into(), || trap_at!("int 0x35"))),
+    ("int3 returns behind itself", || behind(3, || trap_at("int3"))),
+    ("int1 returns behind itself", || behind(1, || trap_at("int1"))),
+    ("int n returns behind itself", || behind(VECTOR.into(), || trap_at("int"))),
     ("ud2", || same(raises!(["ud2"]), UD)),
     ("divide error", || same(raises!(["div {z:e}"] z = in(reg) 0, inout("eax") 1 => _, inout("edx") 0 => _,), 0)),
     ("selector outside of the table", || same(raises!(["mov fs, {s:e}"] s = in(reg) 0xf8,), GP | 0xf8)),
@@ -50,6 +36,20 @@ pub const TESTS: &[Test] = &[
 ];
 
 static BEHIND: AtomicU64 = AtomicU64::new(0);
+
+/// Executes a software event of one or two bytes, and notes where the instruction behind it is.
+fn trap_at(kind: &str) {
+    // SAFETY: the events have handlers, which return.
+    unsafe {
+        match kind {
+            "int3" => asm!("lea {r}, [rip + 2f]", "mov [rip + {b}], {r}", "int3", "2:", r = out(reg) _, b = sym BEHIND),
+            "int1" => {
+                asm!("lea {r}, [rip + 2f]", "mov [rip + {b}], {r}", ".byte 0xf1", "2:", r = out(reg) _, b = sym BEHIND);
+            }
+            _ => asm!("lea {r}, [rip + 2f]", "mov [rip + {b}], {r}", "int 0x35", "2:", r = out(reg) _, b = sym BEHIND),
+        }
+    }
+}
 
 fn behind(vector: u64, act: impl Fn()) -> Verdict {
     forget();

@@ -53,6 +53,9 @@ fn record(frame: &mut Frame) {
     let resume = RESUME.swap(0, Ordering::Relaxed);
     if resume != 0 {
         frame.rip = resume;
+    } else if frame.vector == UD >> 32 && code_at(frame.rip) == ICEBP {
+        // Not every emulator knows it.
+        frame.rip += 1;
     }
     if frame.vector == 1 {
         STEPS.fetch_add(1, Ordering::Relaxed);
@@ -64,6 +67,15 @@ fn record(frame: &mut Frame) {
     if frame.vector >= 32 {
         super::apic::end_of_interrupt();
     }
+}
+
+/// INT1.
+const ICEBP: u8 = 0xf1;
+
+/// The first byte of the instruction that raised something.
+fn code_at(rip: u64) -> u8 {
+    // SAFETY: the processor has just fetched it from there.
+    unsafe { (rip as *const u8).read() }
 }
 
 /// What was recorded last.

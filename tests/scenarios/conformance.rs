@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lamina_tests::{Needs, Running, Scenario, Stage};
 
-pub const SCENARIO: Scenario = Scenario { name: "conformance", needs: Needs::Machine, limit: 300, long: false, run };
+pub const SCENARIO: Scenario = Scenario { name: "conformance", needs: Needs::Measure, limit: 300, long: false, run };
 
 /// What Bochs itself gets wrong: a local APIC that was switched off never comes back there; a deadline that has passed
 /// still stands in its MSR; a command's reserved bits are no fault; its I/O APIC has an identification of eight bits and

@@ -64,6 +64,8 @@ pub enum Needs {
     Preemption,
     /// A machine of QEMU's own emulation, for a processor that lacks something.
     Tcg,
+    /// A machine whose bare processor is a measure of what a VM must do.
+    Measure,
 }
 
 /// Runs the scenarios as an ordinary test program would its tests. Does not return.
@@ -107,6 +109,9 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Qemu, Name::Bochs | Name::BochsSvm) => Some("Bochs has neither UEFI nor a screen to look at"),
         (Needs::Preemption, Name::BochsSvm) => {
             Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
+        }
+        (Needs::Measure, Name::Tcg) => {
+            Some("the bare machine is no measure there: it faults at little, and stands still at a reserved bit of CR4")
         }
         (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors that lack something"),
         _ => None,

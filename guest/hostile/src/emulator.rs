@@ -3,6 +3,7 @@
 //! The register in the middle of it all is the initial count of the local APIC's timer, whose entry is masked: 32 bits
 //! that hold what was written.
 
+use guest_rt::extended::{Extended, Width};
 use guest_rt::probe;
 
 use crate::engine::{DATA, RAX, RBX, RCX, RDI, RDX, RSI, Run, run};
@@ -362,6 +363,30 @@ pub const CASES: &[Case] = &[
             expect("sign-extended", gprs[RAX], 0xffff_ffff_8000_00ff)?;
             expect("zero-extended", gprs[RBX], 0x8000_00ff)
         })
+    }),
+    ("emulate-x87", || {
+        // An integer in, twice it out, and what is no integer of this size.
+        becomes(code!("fninit", "fild dword ptr [rdi]", "fadd st, st(0)", "fistp dword ptr [rdi]"), 7, 0, 14)
+    }),
+    ("emulate-x87-invalid", || {
+        becomes(code!("fninit", "fld1", "fldz", "fdivp", "fistp dword ptr [rdi]", "fninit"), 7, 0, 0x8000_0000)
+    }),
+    ("emulate-x87-not-available", || {
+        let seen = seen(code!("mov rax, cr0", "or eax, 8", "mov cr0, rax", "fild dword ptr [rdi]"));
+        run(code!("clts"));
+        seen
+    }),
+    ("emulate-masked-store", || {
+        if Extended::enable().width() != Width::Zmm {
+            return Seen::Lacking("AVX-512");
+        }
+        // kmovw k1, eax; vpbroadcastd zmm1, eax; vmovdqu32 [rdi - 4]{k1}, zmm1: the second element alone.
+        let code = code!(
+            ".byte 0xc5, 0xf8, 0x92, 0xc8",
+            ".byte 0x62, 0xf2, 0x7d, 0x48, 0x7c, 0xc8",
+            ".byte 0x62, 0xf1, 0x7e, 0x49, 0x7f, 0x8f, 0xfc, 0xff, 0xff, 0xff"
+        );
+        becomes(code, 7, 2, 2)
     }),
 ];
 

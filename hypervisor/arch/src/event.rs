@@ -12,6 +12,8 @@ pub mod vector {
     pub const BP: u8 = 3;
     /// Overflow.
     pub const OF: u8 = 4;
+    /// BOUND range exceeded.
+    pub const BR: u8 = 5;
     /// Invalid opcode.
     pub const UD: u8 = 6;
     /// Device not available.
@@ -28,6 +30,8 @@ pub mod vector {
     pub const GP: u8 = 13;
     /// Page fault.
     pub const PF: u8 = 14;
+    /// x87 floating-point error.
+    pub const MF: u8 = 16;
     /// Alignment check.
     pub const AC: u8 = 17;
     /// Machine check.

@@ -99,13 +99,33 @@ impl Gprs {
     }
 }
 
-/// A register of MMX, SSE or AVX.
+/// A part of the extended state (SDM vol. 1, "Managing State Using the XSAVE Feature Set"). What a processor has not got
+/// reads as 0, and a write to it is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VectorRegister {
-    /// MM0 to MM7: the first 8 of 32 bytes.
-    Mm(u8),
-    /// YMM0 to YMM15: 32 bytes. The low half is XMM; the upper one is 0 on a processor without AVX.
-    Ymm(u8),
+pub enum ExtendedRegister {
+    /// The x87 registers, and with them MMX's, as FXSAVE64 stores them: bytes 0 to 23 of its area, and 32 to 159 of it
+    /// behind them.
+    X87,
+    /// MXCSR, then MXCSR_MASK, which is only read.
+    Mxcsr,
+    /// ZMM0 to ZMM31. The low 16 bytes are XMM, the low 32 YMM.
+    Zmm(u8),
+    /// k0 to k7.
+    Mask(u8),
+    /// PKRU.
+    Pkru,
+}
+
+impl ExtendedRegister {
+    /// Unit: bytes.
+    pub const fn size(self) -> usize {
+        match self {
+            ExtendedRegister::X87 => 152,
+            ExtendedRegister::Mxcsr | ExtendedRegister::Mask(_) => 8,
+            ExtendedRegister::Zmm(_) => 64,
+            ExtendedRegister::Pkru => 4,
+        }
+    }
 }
 
 /// A register that lives in the VMCS or VMCB, or that the back end switches; read and written through the seam.

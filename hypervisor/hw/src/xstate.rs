@@ -9,13 +9,13 @@ use core::alloc::Layout;
 use core::arch::asm;
 use core::ptr::NonNull;
 
-use lamina_arch::regs::VectorRegister;
+use lamina_arch::regs::ExtendedRegister;
 use lamina_vmm::cpuid::switched_components;
 use raw_cpuid::native_cpuid::cpuid_count;
 use spin::Once;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 
-/// Offset of MXCSR in the save area. Unit: bytes.
+/// Offset of MXCSR in the save area, with its mask behind it. Unit: bytes.
 const MXCSR_OFFSET: usize = 24;
 /// MXCSR after reset.
 const MXCSR_RESET: u32 = 0x1f80;
@@ -26,16 +26,30 @@ const ST_OFFSET: usize = 32;
 const XMM_OFFSET: usize = 160;
 /// Offset of the bit map of the components that the area holds. Unit: bytes.
 const XSTATE_BV: usize = 512;
-/// Component of the upper halves of YMM0 to YMM15.
-const YMM_HIGH: u32 = 2;
+
+/// State components, by number (SDM vol. 1, "XSAVE-Supported Features and State-Component Bitmaps").
+mod component {
+    pub const X87: usize = 0;
+    pub const SSE: usize = 1;
+    /// The upper halves of YMM0 to YMM15.
+    pub const AVX: usize = 2;
+    pub const OPMASK: usize = 5;
+    /// The upper halves of ZMM0 to ZMM15.
+    pub const ZMM_HI256: usize = 6;
+    /// ZMM16 to ZMM31.
+    pub const HI16_ZMM: usize = 7;
+    pub const PKRU: usize = 9;
+    /// How many there are up to the last of these.
+    pub const COUNT: usize = 10;
+}
 
 /// The components that are switched, and how large an area they need.
 #[derive(Clone, Copy, Debug)]
 struct Components {
     mask: u64,
     size: usize,
-    /// Offset of the upper halves of the YMM registers, where the processor has them. Unit: bytes.
-    ymm: Option<usize>,
+    /// Where in the area the components from the third on are; 0 for those that are not switched. Unit: bytes.
+    offsets: [usize; component::COUNT],
 }
 
 static COMPONENTS: Once<Components> = Once::new();
@@ -55,13 +69,16 @@ pub fn enable() {
     let mask = switched_components(u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
     set_xcr0(mask);
     let size = cpuid_count(0xd, 0).ebx as usize;
-    let ymm = (mask & 1 << YMM_HIGH != 0).then(|| cpuid_count(0xd, YMM_HIGH).ebx as usize);
-    COMPONENTS.call_once(|| Components { mask, size, ymm });
+    let offsets = core::array::from_fn(|n| match n {
+        component::AVX.. if mask & 1 << n != 0 => cpuid_count(0xd, n as u32).ebx as usize,
+        _ => 0,
+    });
+    COMPONENTS.call_once(|| Components { mask, size, offsets });
 }
 
 /// Everything that is switched; 0 before [`enable`].
 fn components() -> Components {
-    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576, ymm: None })
+    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576, offsets: [0; component::COUNT] })
 }
 
 /// XSETBV of register 0.
@@ -81,16 +98,31 @@ fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// What every MMX instruction does to the x87 state in a save area: the top of the stack is register 0, and no register
-/// is empty. The registers are saved in the stack's order, so they are rotated with it.
-fn enter_mmx(area: &mut [u8]) {
-    let top = usize::from(area[3] >> 3 & 7);
-    if let Some(stack) = area.get_mut(ST_OFFSET..ST_OFFSET + 128) {
-        stack.rotate_right(16 * top);
-    }
-    area[3] &= !(7 << 3);
-    area[4] = 0xff;
-    area[XSTATE_BV] |= 1;
+/// Where the parts of `register` are in a save area: the component, the offset, how many bytes.
+fn parts(register: ExtendedRegister) -> impl Iterator<Item = (usize, usize, usize)> {
+    let components = components();
+    let of = move |number: usize, offset: usize, length: usize| {
+        // A component that is not switched has no place.
+        match components.offsets.get(number) {
+            Some(&0) | None => None,
+            Some(start) => Some((number, start + offset, length)),
+        }
+    };
+    let parts = match register {
+        ExtendedRegister::X87 => {
+            [Some((component::X87, 0, MXCSR_OFFSET)), Some((component::X87, ST_OFFSET, 128)), None]
+        }
+        ExtendedRegister::Mxcsr => [Some((component::SSE, MXCSR_OFFSET, 8)), None, None],
+        ExtendedRegister::Zmm(n @ ..16) => {
+            let n = usize::from(n);
+            let low = Some((component::SSE, XMM_OFFSET + 16 * n, 16));
+            [low, of(component::AVX, 16 * n, 16), of(component::ZMM_HI256, 32 * n, 32)]
+        }
+        ExtendedRegister::Zmm(n) => [of(component::HI16_ZMM, 64 * usize::from(n & 15), 64), None, None],
+        ExtendedRegister::Mask(n) => [of(component::OPMASK, 8 * usize::from(n & 7), 8), None, None],
+        ExtendedRegister::Pkru => [of(component::PKRU, 0, 4), None, None],
+    };
+    parts.into_iter().flatten()
 }
 
 /// The extended state of one virtual processor.
@@ -134,62 +166,37 @@ impl ExtendedState {
         }
     }
 
-    /// The contents of a vector register.
-    pub fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
-        let mut value = [0; 32];
+    /// Reads `register` into `value`, which has its size.
+    pub fn read(&mut self, register: ExtendedRegister, value: &mut [u8]) {
+        value.fill(0);
         self.in_area(|area| {
-            if matches!(register, VectorRegister::Mm(_)) {
-                enter_mmx(area);
-            }
-            let mut copy = |to: usize, from: usize, length: usize| {
-                if let (Some(to), Some(from)) = (value.get_mut(to..to + length), area.get(from..from + length)) {
-                    to.copy_from_slice(from);
+            let mut left = value;
+            for (_, offset, length) in parts(register) {
+                let Some((part, rest)) = left.split_at_mut_checked(length) else { return };
+                if let Some(from) = area.get(offset..offset + length) {
+                    part.copy_from_slice(from);
                 }
-            };
-            match register {
-                VectorRegister::Mm(n) => {
-                    copy(0, ST_OFFSET + 16 * usize::from(n & 7), 8);
-                }
-                VectorRegister::Ymm(n) => {
-                    let n = 16 * usize::from(n & 15);
-                    copy(0, XMM_OFFSET + n, 16);
-                    if let Some(high) = components().ymm {
-                        copy(16, high + n, 16);
-                    }
-                }
+                left = rest;
             }
         });
-        value
     }
 
-    /// Sets a vector register.
-    pub fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+    /// Writes `register`.
+    pub fn write(&mut self, register: ExtendedRegister, value: &[u8]) {
         self.in_area(|area| {
-            if matches!(register, VectorRegister::Mm(_)) {
-                enter_mmx(area);
-            }
-            let mut put = |to: usize, part: &[u8]| {
-                if let Some(to) = area.get_mut(to..to + part.len()) {
+            let mut left = value;
+            let mut held = 0u16;
+            for (number, offset, length) in parts(register) {
+                let Some((part, rest)) = left.split_at_checked(length) else { return };
+                if let Some(to) = area.get_mut(offset..offset + length) {
                     to.copy_from_slice(part);
                 }
-            };
-            match register {
-                VectorRegister::Mm(n) => {
-                    let at = ST_OFFSET + 16 * usize::from(n & 7);
-                    put(at, &value[..8]);
-                    // MMX leaves the sign and exponent all ones.
-                    put(at + 8, &[0xff; 2]);
-                }
-                VectorRegister::Ymm(n) => {
-                    let n = 16 * usize::from(n & 15);
-                    put(XMM_OFFSET + n, &value[..16]);
-                    let mut held = 1 << 1;
-                    if let Some(high) = components().ymm {
-                        put(high + n, &value[16..]);
-                        held |= 1 << YMM_HIGH;
-                    }
-                    area[XSTATE_BV] |= held;
-                }
+                held |= 1 << number;
+                left = rest;
+            }
+            // The rest of a component that was in its initial state was saved as that.
+            for (byte, bits) in area.iter_mut().skip(XSTATE_BV).zip(held.to_le_bytes()) {
+                *byte |= bits;
             }
         });
     }

@@ -10,7 +10,7 @@ use lamina_arch::addr::{Gla, Gpa, Hpa};
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
 use lamina_arch::exit::{Exit, Kind, Width};
-use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
@@ -180,11 +180,12 @@ pub trait Vcpu {
     /// Writes a segment register.
     fn set_segment(&mut self, name: SegmentName, segment: Segment);
 
-    /// The contents of a vector register. Slow: for what the instruction emulator finishes.
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32];
+    /// Reads a register of the extended state into `value`, which has its size. Slow: for what the instruction emulator
+    /// finishes.
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]);
 
-    /// Sets a vector register. Slow, as [`Vcpu::vector`].
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]);
+    /// Writes a register of the extended state. Slow, as [`Vcpu::extended`].
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]);
 
     /// Moves RIP past the instruction that exited and ends the one-instruction shadow.
     ///
@@ -195,6 +196,9 @@ pub trait Vcpu {
     /// Moves RIP past an instruction of `length` bytes (decoded by us; 0 where it has set RIP itself) and ends the
     /// one-instruction shadow.
     fn advance_by(&mut self, length: u8);
+
+    /// The next instruction is in the shadow of a load of SS.
+    fn begin_shadow(&mut self);
 
     /// Ends the one-instruction shadow, where RIP was moved by other means.
     fn end_shadow(&mut self);

@@ -381,6 +381,10 @@ pub const CHAPTERS: &[Chapter] = &[
             sees("emulate-undefined-on-device", "#UD"),
             sees("emulate-high-byte-registers", "behaves"),
             sees("emulate-movzx-movsx", "behaves"),
+            sees("emulate-x87", "behaves"),
+            sees("emulate-x87-invalid", "behaves"),
+            sees("emulate-x87-not-available", "#NM"),
+            sees("emulate-masked-store", "behaves"),
         ],
     },
     Chapter {

@@ -10,7 +10,7 @@ use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::{Exit, Kind};
 use lamina_arch::hypercall;
-use lamina_arch::regs::{Gpr, Gprs, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gpr, Gprs, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::svm::exit::{Captured, decode, interrupted_event};
 use lamina_arch::svm::features::Features;
@@ -293,12 +293,12 @@ impl Vcpu for SvmVcpu {
         }
     }
 
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
-        self.extended.vector(register)
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]) {
+        self.extended.read(register, value);
     }
 
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
-        self.extended.set_vector(register, value);
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]) {
+        self.extended.write(register, value);
     }
 
     fn advance(&mut self) -> Result<(), UnknownLength> {
@@ -310,6 +310,11 @@ impl Vcpu for SvmVcpu {
     fn advance_by(&mut self, length: u8) {
         let rip = self.vmcb.fields().read(vmcb::RIP);
         self.step(rip.wrapping_add(u64::from(length)));
+    }
+
+    fn begin_shadow(&mut self) {
+        let vmcb = self.vmcb.fields();
+        vmcb.write(vmcb::INTERRUPT_STATE, vmcb.read(vmcb::INTERRUPT_STATE) | vmcb::INTERRUPT_SHADOW);
     }
 
     fn end_shadow(&mut self) {

@@ -15,7 +15,7 @@ use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::hypercall;
 use lamina_arch::msr;
-use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
@@ -350,12 +350,12 @@ impl Vcpu for VmxVcpu {
         vmcs.write(rights, segment.rights.0);
     }
 
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
-        self.extended.vector(register)
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]) {
+        self.extended.read(register, value);
     }
 
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
-        self.extended.set_vector(register, value);
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]) {
+        self.extended.write(register, value);
     }
 
     fn advance(&mut self) -> Result<(), UnknownLength> {
@@ -366,6 +366,12 @@ impl Vcpu for VmxVcpu {
 
     fn advance_by(&mut self, length: u8) {
         self.step(u64::from(length));
+    }
+
+    fn begin_shadow(&mut self) {
+        let mut vmcs = self.vmcs.current();
+        let state = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+        vmcs.write(field::GUEST_INTERRUPTIBILITY, state & !BLOCKING_BY_STI | BLOCKING_BY_MOV_SS);
     }
 
     fn end_shadow(&mut self) {

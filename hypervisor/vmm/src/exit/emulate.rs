@@ -12,7 +12,7 @@ use iced_x86::CodeSize;
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
-use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gpr, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
@@ -80,6 +80,7 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
     }
     let name = match outcome {
         Ok(Done::Advance(length)) => return Resume::AdvanceBy(length),
+        Ok(Done::AdvanceIntoShadow(length)) => return Resume::AdvanceIntoShadow(length),
         Ok(Done::Jumped) => return Resume::AdvanceBy(0),
         Ok(Done::Again) | Err(Refused::Changed) => return Resume::Again,
         Err(Refused::Fault(fault)) => return Resume::Inject(fault),
@@ -239,12 +240,12 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
         self.vm.vcpu.segment(name)
     }
 
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
-        self.vm.vcpu.vector(register)
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]) {
+        self.vm.vcpu.extended(register, value);
     }
 
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
-        self.vm.vcpu.set_vector(register, value);
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]) {
+        self.vm.vcpu.set_extended(register, value);
     }
 
     fn switch_tables(&mut self, cr3: u64) -> Result<(), GuestFault> {
@@ -307,6 +308,10 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
                 let _claimed = self.vm.chipset.mmio_write(self.now, to + offset as u64, piece);
             }
         }
+    }
+
+    fn unblock_nmi(&mut self) {
+        self.vm.vcpu.set_nmi_blocked(false);
     }
 
     fn may_use_port(&mut self, port: u16, direction: Direction, width: Width) -> bool {

@@ -48,6 +48,8 @@ pub enum Resume {
     Advance,
     /// The instruction, which we decoded, is done: go past its bytes; past none where it has set RIP itself.
     AdvanceBy(u8),
+    /// As [`Resume::AdvanceBy`], and the next instruction is in the shadow of a load of SS.
+    AdvanceIntoShadow(u8),
     /// Enter the guest where it is.
     Again,
     /// The guest's fault: it gets an exception.

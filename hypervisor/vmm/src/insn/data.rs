@@ -1,13 +1,14 @@
 //! Moves of data.
 
 use iced_x86::{Mnemonic, OpKind};
+use lamina_arch::event::GuestFault;
 use lamina_arch::exit::Width;
 use lamina_arch::regs::Gpr;
 use lamina_arch::segment::SegmentName;
 
 use super::address::segment_name;
-use super::operand::sign_extend;
-use super::{Context, Outcome, Processor};
+use super::operand::{Operand, sign_extend};
+use super::{Context, Done, Outcome, Processor, length};
 
 impl<P: Processor> Context<'_, P> {
     /// MOV, MOVNTI.
@@ -36,13 +37,13 @@ impl<P: Processor> Context<'_, P> {
             self.set(target, width, selector.into());
             return Ok(self.advance());
         }
-        if matches!(name, SegmentName::Cs | SegmentName::Ss) {
+        if name == SegmentName::Cs {
             return Err(self.unsupported());
         }
         let source = self.operand(1, Width::B2, false)?;
-        let selector = self.get(source, Width::B2) & 0xffff;
+        let selector = self.selector(source);
         self.load_segment(name, selector)?;
-        Ok(self.advance())
+        Ok(self.advance_behind_load_of(name))
     }
 
     /// MOVZX.
@@ -89,23 +90,39 @@ impl<P: Processor> Context<'_, P> {
         Ok(self.advance())
     }
 
-    /// LDS, LES, LFS, LGS.
-    pub(super) fn load_far_pointer(&mut self) -> Outcome {
-        let target = self.instruction.op0_register();
-        let Some(width) = Width::from_bytes(target.size()) else { return Err(self.unsupported()) };
-        let name = match self.instruction.mnemonic() {
-            Mnemonic::Lds => SegmentName::Ds,
-            Mnemonic::Les => SegmentName::Es,
-            Mnemonic::Lfs => SegmentName::Fs,
-            _ => SegmentName::Gs,
-        };
+    /// The selector in an operand of 16 bits.
+    pub(super) fn selector(&mut self, operand: Operand) -> u16 {
+        u16::try_from(self.get(operand, Width::B2) & 0xffff).unwrap_or(0)
+    }
+
+    /// The instruction has loaded `name`: behind MOV and POP to SS comes a shadow.
+    pub(super) fn advance_behind_load_of(&self, name: SegmentName) -> Done {
+        if name == SegmentName::Ss { Done::AdvanceIntoShadow(length(self.instruction)) } else { self.advance() }
+    }
+
+    /// Reads the far pointer that is the memory operand: selector, and offset of `width`.
+    pub(super) fn load_pointer(&mut self, width: Width) -> Result<(u16, u64), GuestFault> {
         let place = self.memory(0, width.bytes() + 2, false)?;
         let mut data = [0; 10];
         let data = &mut data[..width.bytes() + 2];
         self.load_bytes(place, data);
         let (offset, selector) = data.split_at(width.bytes());
         let value = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
-        let (offset, selector) = (value(offset), value(selector));
+        Ok((u16::try_from(value(selector)).unwrap_or(0), value(offset)))
+    }
+
+    /// LDS, LES, LSS, LFS, LGS. None of them begins a shadow.
+    pub(super) fn load_far_pointer(&mut self) -> Outcome {
+        let target = self.instruction.op0_register();
+        let Some(width) = Width::from_bytes(target.size()) else { return Err(self.unsupported()) };
+        let name = match self.instruction.mnemonic() {
+            Mnemonic::Lds => SegmentName::Ds,
+            Mnemonic::Les => SegmentName::Es,
+            Mnemonic::Lss => SegmentName::Ss,
+            Mnemonic::Lfs => SegmentName::Fs,
+            _ => SegmentName::Gs,
+        };
+        let (selector, offset) = self.load_pointer(width)?;
         self.load_segment(name, selector)?;
         self.set_register(target, offset);
         Ok(self.advance())

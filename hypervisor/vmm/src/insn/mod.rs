@@ -6,8 +6,9 @@
 //! compute and write. So an instruction that faults has changed nothing, and where an operand's place is at fault, no
 //! device has noticed it. Of a repeated string instruction this holds for each iteration, as on a processor.
 //!
-//! What is not here is refused by name, never guessed: everything privileged, far transfers of control, loads of SS,
-//! x87 and vector instructions but the moves of the latter. Owns no state, never moves RIP past an instruction, never injects.
+//! What is not here is refused by name, never guessed: far transfers through gates, IRET to another task and to
+//! virtual-8086 mode, and of the x87 and the vector instructions all but moves. Owns no state, never moves RIP past an
+//! instruction, never injects.
 
 mod address;
 mod alu;
@@ -15,7 +16,9 @@ mod arithmetic;
 mod bits;
 mod control;
 mod data;
+mod descriptor;
 mod exchange;
+mod far;
 mod fetch;
 mod multiply;
 mod operand;
@@ -23,16 +26,18 @@ mod segment;
 mod shift;
 mod stack;
 mod string;
+mod system;
 pub mod task;
 #[cfg(test)]
 mod tests;
 mod vector;
+mod x87;
 
 use iced_x86::{Instruction, Mnemonic};
 use lamina_arch::addr::{Gla, Gpa};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{Direction, Width};
-use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gpr, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 
 pub use control::control_access;
@@ -67,7 +72,8 @@ pub trait Processor {
     /// Reads a register.
     fn read(&mut self, register: SysReg) -> u64;
 
-    /// Writes RIP or RFLAGS; in a task switch CR0 and DR7 too.
+    /// Writes RIP, RFLAGS, the table registers, or in CR0 one of MP, EM, TS, and PE where it becomes set; in a task switch
+    /// DR7 too.
     fn write(&mut self, register: SysReg, value: u64);
 
     /// CR3 becomes `cr3`, outside of long mode, as a task switch does it.
@@ -76,11 +82,11 @@ pub trait Processor {
     /// The fault that the guest gets where PAE's page-directory pointers have reserved bits set.
     fn switch_tables(&mut self, cr3: u64) -> Result<(), GuestFault>;
 
-    /// The contents of a vector register.
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32];
+    /// Reads a register of the extended state into `value`, which has its size.
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]);
 
-    /// Sets a vector register.
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]);
+    /// Writes a register of the extended state.
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]);
 
     /// Reads a segment register with its hidden part.
     fn segment(&mut self, name: SegmentName) -> Segment;
@@ -94,11 +100,14 @@ pub trait Processor {
     /// The page fault that the guest gets.
     fn translate(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault>;
 
-    /// Reads up to 32 bytes within a page: memory, a device, or open bus.
+    /// Reads up to 64 bytes within a page: memory, a device, or open bus.
     fn load(&mut self, from: Gpa, data: &mut [u8]);
 
-    /// Writes up to 32 bytes within a page, or a block that a device gave: memory, a device, or open bus.
+    /// Writes up to 64 bytes within a page, or a block that a device gave: memory, a device, or open bus.
     fn store(&mut self, to: Gpa, data: &[u8]);
+
+    /// NMIs are no longer blocked: what IRET does.
+    fn unblock_nmi(&mut self);
 
     /// Whether the processor has checked that the guest may make this access to a port: whether this is what exited.
     fn may_use_port(&mut self, port: u16, direction: Direction, width: Width) -> bool;
@@ -125,6 +134,8 @@ pub trait Processor {
 pub enum Done {
     /// Go past it: its length. Unit: bytes.
     Advance(u8),
+    /// Go past it, and keep interrupts off for one more instruction: its length. Unit: bytes.
+    AdvanceIntoShadow(u8),
     /// RIP was set.
     Jumped,
     /// A repeated string instruction with iterations left: enter the guest at the same place.
@@ -175,7 +186,7 @@ impl<P: Processor> Context<'_, P> {
     fn execute(&mut self) -> Outcome {
         use Mnemonic as M;
         match self.instruction.mnemonic() {
-            M::Mov => self.mov(),
+            M::Mov | M::Movdiri => self.mov(),
             M::Movzx => self.movzx(),
             M::Movsx | M::Movsxd => self.movsx(),
             M::Movnti => self.mov(),
@@ -195,14 +206,42 @@ impl<P: Processor> Context<'_, P> {
             M::Xadd => self.xadd(),
             M::Cmpxchg => self.cmpxchg(),
             M::Cmpxchg8b | M::Cmpxchg16b => self.cmpxchg_pair(),
+            M::Tzcnt | M::Lzcnt => self.zero_count(),
+            M::Blsi | M::Blsmsk | M::Blsr => self.lowest_bit(),
+            M::Andn | M::Bextr | M::Bzhi | M::Pdep | M::Pext => self.three_operands(),
+            M::Rorx | M::Sarx | M::Shrx | M::Shlx => self.three_operands(),
+            M::Mulx => self.mulx(),
+            M::Adcx | M::Adox => self.add_with_one_flag(),
+            M::Crc32 => self.crc32(),
             M::Push => self.push(),
             M::Pop => self.pop(),
+            M::Pushf | M::Pushfd | M::Pushfq => self.pushf(),
+            M::Popf | M::Popfd | M::Popfq => self.popf(),
+            M::Pusha | M::Pushad => self.pusha(),
+            M::Popa | M::Popad => self.popa(),
+            M::Enter => self.enter(),
+            M::Leave => self.leave(),
             M::Call => self.call(),
             M::Jmp => self.jmp(),
             M::Ret => self.ret(),
-            M::Lds | M::Les | M::Lfs | M::Lgs => self.load_far_pointer(),
+            M::Retf => self.far_ret(),
+            M::Iret | M::Iretd | M::Iretq => self.iret(),
+            M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs => self.load_far_pointer(),
+            M::Sldt | M::Str | M::Smsw => self.store_word(),
+            M::Lmsw => self.lmsw(),
+            M::Sgdt | M::Sidt => self.store_table(),
+            M::Lgdt | M::Lidt => self.load_table(),
+            M::Lldt | M::Ltr => self.load_system(),
+            M::Verr | M::Verw => self.verify(),
+            M::Lar | M::Lsl => self.load_rights_or_limit(),
+            M::Arpl => self.arpl(),
+            M::Bound => self.bound(),
             M::Clflush | M::Clflushopt | M::Clwb => self.cache_line(),
             M::Nop => Ok(self.advance()),
+            M::Fld | M::Fst | M::Fstp | M::Fild | M::Fist | M::Fistp | M::Fisttp | M::Fbld | M::Fbstp => self.x87(),
+            M::Fldcw | M::Fnstcw | M::Fnstsw => self.x87(),
+            M::Kmovb | M::Kmovw | M::Kmovd | M::Kmovq => self.mask_move(),
+            M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr | M::Vstmxcsr => self.mxcsr_move(),
             _ if self.is_string() => self.string(),
             _ if self.is_vector_move() => self.vector_move(),
             _ => self.conditional(),

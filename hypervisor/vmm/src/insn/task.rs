@@ -13,6 +13,8 @@ use lamina_arch::exit::TaskSource;
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 
+use super::descriptor::{self, Descriptor};
+use super::segment::accessed;
 use super::{Processor, Purpose};
 
 /// A task switch to be made.
@@ -58,8 +60,6 @@ const NT: u64 = 1 << 14;
 const FLAGS: u64 = 0x003f_7fd5;
 /// A descriptor's busy flag, of the TSS types.
 const BUSY: u64 = 1 << 41;
-/// A descriptor's accessed flag, of code and data.
-const ACCESSED: u64 = 1 << 40;
 /// DR7: the local enables, which a task switch clears.
 const LOCAL_ENABLES: u64 = 0x155;
 /// A segment of virtual-8086 mode: writable data, present, DPL 3, accessed.
@@ -71,42 +71,6 @@ const ORDER: [SegmentName; 6] =
 
 /// The general-purpose registers in the order of a TSS.
 const REGISTERS: [Gpr; 8] = [Gpr::Rax, Gpr::Rcx, Gpr::Rdx, Gpr::Rbx, Gpr::Rsp, Gpr::Rbp, Gpr::Rsi, Gpr::Rdi];
-
-/// A segment or system descriptor.
-#[derive(Clone, Copy)]
-struct Descriptor {
-    at: u64,
-    value: u64,
-}
-
-impl Descriptor {
-    fn rights(self) -> AccessRights {
-        AccessRights(u32::try_from(self.value >> 40 & 0xf0ff).unwrap_or(0))
-    }
-
-    fn base(self) -> u64 {
-        self.value >> 16 & 0xff_ffff | self.value >> 32 & 0xff00_0000
-    }
-
-    fn limit(self) -> u32 {
-        let limit = u32::try_from(self.value >> 32 & 0xf_0000 | self.value & 0xffff).unwrap_or(0);
-        if self.rights().bit(15) { limit << 12 | 0xfff } else { limit }
-    }
-
-    fn segment(self, selector: u16) -> Segment {
-        Segment { selector, base: self.base(), limit: self.limit(), rights: self.rights() }
-    }
-
-    /// The four bits of its type, where it is a system descriptor.
-    fn system(self) -> Option<u32> {
-        let rights = self.rights();
-        if rights.bit(4) { None } else { Some(rights.kind()) }
-    }
-
-    fn is_present(self) -> bool {
-        self.rights().bit(7)
-    }
-}
 
 /// A TSS in linear memory, and what of it was read.
 struct Tss {
@@ -221,7 +185,7 @@ impl<P: Processor> Switch<'_, P> {
         if task.selector & 4 != 0 || task.selector & !3 == 0 {
             return Err(bad);
         }
-        let found = self.table_entry(task.selector)?.ok_or(bad)?;
+        let found = descriptor::find(self.processor, task.selector, 8)?.ok_or(bad)?;
         // Types 1 and 9 are available, 3 and 11 busy.
         let kinds: [u32; 2] = if iret { [3, 11] } else { [1, 9] };
         if !found.system().is_some_and(|kind| kinds.contains(&kind)) {
@@ -238,28 +202,7 @@ impl<P: Processor> Switch<'_, P> {
 
     fn descriptor_of(&mut self, selector: u16) -> Result<Descriptor, GuestFault> {
         let denied = self.fault(vector::TS, selector);
-        self.table_entry(selector)?.ok_or(denied)
-    }
-
-    /// The entry that `selector` chooses; `None` outside of its table.
-    fn table_entry(&mut self, selector: u16) -> Result<Option<Descriptor>, GuestFault> {
-        let (base, limit) = if selector & 4 != 0 {
-            let table = self.processor.segment(SegmentName::Ldtr);
-            if table.rights.is_unusable() {
-                return Ok(None);
-            }
-            (table.base, u64::from(table.limit))
-        } else {
-            (self.processor.read(SysReg::GdtBase), self.processor.read(SysReg::GdtLimit))
-        };
-        let offset = u64::from(selector & !7);
-        if offset + 7 > limit {
-            return Ok(None);
-        }
-        let at = base.wrapping_add(offset) & 0xffff_ffff;
-        let mut bytes = [0; 8];
-        self.read(at, &mut bytes)?;
-        Ok(Some(Descriptor { at, value: u64::from_le_bytes(bytes) }))
+        descriptor::find(self.processor, selector, 8)?.ok_or(denied)
     }
 
     /// Calls `access` for each part of `length` bytes at `at` that is in one page and has 16 bytes at most.
@@ -387,7 +330,8 @@ impl<P: Processor> Switch<'_, P> {
         }
         if ldt & !3 != 0 {
             let bad = self.fault(vector::TS, ldt);
-            let found = if ldt & 4 == 0 { self.table_entry(ldt)?.ok_or(bad)? } else { return Err(bad) };
+            let found =
+                if ldt & 4 == 0 { descriptor::find(self.processor, ldt, 8)?.ok_or(bad)? } else { return Err(bad) };
             if found.system() != Some(2) || !found.is_present() {
                 return Err(bad);
             }
@@ -410,7 +354,7 @@ impl<P: Processor> Switch<'_, P> {
         if selector & !3 == 0 {
             return if is_data { Ok(()) } else { Err(bad) };
         }
-        let found = self.table_entry(selector)?.ok_or(bad)?;
+        let found = descriptor::find(self.processor, selector, 8)?.ok_or(bad)?;
         let rights = found.rights();
         let (code, conforming, usable) = (rights.bit(3), rights.bit(2), rights.bit(1));
         let rpl = u8::try_from(selector & 3).unwrap_or(3);
@@ -426,12 +370,8 @@ impl<P: Processor> Switch<'_, P> {
         if !found.is_present() {
             return Err(self.fault(if name == SegmentName::Ss { vector::SS } else { vector::NP }, selector));
         }
-        if found.value & ACCESSED == 0 {
-            self.write(found.at, &(found.value | ACCESSED).to_le_bytes())?;
-        }
-        let mut segment = found.segment(selector);
-        segment.rights.0 |= 1;
-        self.processor.set_segment(name, segment);
+        found.mark_accessed(self.processor)?;
+        self.processor.set_segment(name, accessed(found.segment(selector)));
         if name == SegmentName::Cs {
             // Until its own descriptor is known to be good, the old stack's stands, at the new privilege.
             let mut stack = self.processor.segment(SegmentName::Ss);

@@ -2,6 +2,8 @@
 //! a little memory, a device and a page table that can refuse.
 
 mod arithmetic;
+mod bmi;
+mod far;
 mod faults;
 mod forms;
 mod harness;
@@ -10,6 +12,8 @@ mod model;
 mod segments;
 mod stacks;
 mod strings;
+mod system;
 mod tasks;
 mod totality;
 mod vectors;
+mod x87;

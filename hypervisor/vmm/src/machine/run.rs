@@ -155,6 +155,10 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
                 }
             }
             Resume::AdvanceBy(length) => vm.vcpu.advance_by(length),
+            Resume::AdvanceIntoShadow(length) => {
+                vm.vcpu.advance_by(length);
+                vm.vcpu.begin_shadow();
+            }
             Resume::Again | Resume::Delivered => {}
             Resume::Inject(fault) => match inject(vm, interrupted, fault) {
                 Ok(()) => {}

@@ -9,7 +9,7 @@ use lamina_arch::addr::{Gla, Gpa};
 use lamina_arch::cr::{Cr0, Efer, Rflags};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{Direction, Width};
-use lamina_arch::regs::{Gpr, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gpr, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 
 use crate::insn::{Done, Processor, Purpose, Refused, execute, fetch};
@@ -53,13 +53,16 @@ pub struct Machine {
     pub rip: u64,
     pub flags: Rflags,
     pub cr0: Cr0,
-    pub ymm: [[u8; 32]; 16],
-    pub mm: [[u8; 32]; 8],
+    pub zmm: [[u8; 64]; 32],
+    pub masks: [u64; 8],
+    pub x87: [u8; 152],
+    pub mxcsr: [u32; 2],
     pub cr3: u64,
     pub cr4: u64,
     pub dr7: u64,
     pub efer: Efer,
     pub gdt: (u64, u64),
+    pub idt: (u64, u64),
     pub segments: [Segment; 8],
     pub memory: Vec<u8>,
     pub device: Vec<u8>,
@@ -69,6 +72,7 @@ pub struct Machine {
     /// Iterations until something else must happen.
     pub patience: u32,
     pub ports_allowed: bool,
+    pub nmi_blocked: bool,
     /// Bytes that the device behind the ports gives at once.
     pub ready: usize,
 }
@@ -91,13 +95,16 @@ impl Machine {
             rip: CODE,
             flags: Rflags::FIXED,
             cr0: Cr0::PE | Cr0::PG | Cr0::ET,
-            ymm: core::array::from_fn(|i| [u8::try_from(0x10 + i).unwrap_or(0); 32]),
-            mm: core::array::from_fn(|i| [u8::try_from(0x80 + i).unwrap_or(0); 32]),
+            zmm: core::array::from_fn(|i| [u8::try_from(0x10 + i).unwrap_or(0); 64]),
+            masks: core::array::from_fn(|i| 0xff << i),
+            x87: initial_x87(),
+            mxcsr: [0x1f80, 0xffff],
             cr3: 0,
             cr4: 0,
             dr7: 0x400,
             efer: long,
             gdt: (0x1000, 0xfff),
+            idt: (0x2000, 0x7ff),
             segments,
             memory: PATTERN
                 .get_or_init(|| (0..MEMORY).map(|i| u8::try_from(i * 7 % 251).unwrap_or(0)).collect())
@@ -107,6 +114,7 @@ impl Machine {
             pages: BTreeMap::new(),
             patience: u32::MAX,
             ports_allowed: true,
+            nmi_blocked: true,
             ready: 0,
         }
     }
@@ -196,6 +204,16 @@ impl Machine {
     }
 }
 
+/// After FNINIT: all exceptions masked, the stack empty. The registers hold what is told apart.
+fn initial_x87() -> [u8; 152] {
+    let mut x87 = [0; 152];
+    x87[..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    for (n, register) in (0x80..).zip(x87[24..].chunks_mut(16)) {
+        register[..8].fill(n);
+    }
+    x87
+}
+
 /// The bytes of the one instruction that `assemble` emits for code of `bits` at `rip`.
 pub fn assembled(
     bits: u32,
@@ -235,6 +253,8 @@ impl Processor for Machine {
             SysReg::GsBase => self.segments[SegmentName::Gs as usize].base,
             SysReg::GdtBase => self.gdt.0,
             SysReg::GdtLimit => self.gdt.1,
+            SysReg::IdtBase => self.idt.0,
+            SysReg::IdtLimit => self.idt.1,
             SysReg::Dr7 => self.dr7,
             other => panic!("{other:?} is read"),
         }
@@ -246,6 +266,10 @@ impl Processor for Machine {
             SysReg::Rflags => self.flags = Rflags::from_bits_retain(value),
             SysReg::Cr0 => self.cr0 = Cr0::from_bits_retain(value),
             SysReg::Dr7 => self.dr7 = value,
+            SysReg::GdtBase => self.gdt.0 = value,
+            SysReg::GdtLimit => self.gdt.1 = value,
+            SysReg::IdtBase => self.idt.0 = value,
+            SysReg::IdtLimit => self.idt.1 = value,
             other => panic!("{other:?} is written"),
         }
     }
@@ -254,17 +278,26 @@ impl Processor for Machine {
         self.segments[name as usize]
     }
 
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]) {
         match register {
-            VectorRegister::Ymm(n) => self.ymm[usize::from(n)],
-            VectorRegister::Mm(n) => self.mm[usize::from(n)],
+            ExtendedRegister::X87 => value.copy_from_slice(&self.x87),
+            ExtendedRegister::Mxcsr => {
+                value[..4].copy_from_slice(&self.mxcsr[0].to_le_bytes());
+                value[4..].copy_from_slice(&self.mxcsr[1].to_le_bytes());
+            }
+            ExtendedRegister::Zmm(n) => value.copy_from_slice(&self.zmm[usize::from(n)]),
+            ExtendedRegister::Mask(n) => value.copy_from_slice(&self.masks[usize::from(n)].to_le_bytes()),
+            ExtendedRegister::Pkru => value.fill(0),
         }
     }
 
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]) {
         match register {
-            VectorRegister::Ymm(n) => self.ymm[usize::from(n)] = value,
-            VectorRegister::Mm(n) => self.mm[usize::from(n)] = value,
+            ExtendedRegister::X87 => self.x87.copy_from_slice(value),
+            ExtendedRegister::Mxcsr => self.mxcsr[0] = u32::from_le_bytes(value[..4].try_into().unwrap()),
+            ExtendedRegister::Zmm(n) => self.zmm[usize::from(n)].copy_from_slice(value),
+            ExtendedRegister::Mask(n) => self.masks[usize::from(n)] = u64::from_le_bytes(value.try_into().unwrap()),
+            ExtendedRegister::Pkru => panic!("PKRU is written"),
         }
     }
 
@@ -313,6 +346,10 @@ impl Processor for Machine {
             self.seen.push(Seen::Write(to.0 - DEVICE, data.into()));
             self.device[at - MEMORY..at - MEMORY + data.len()].copy_from_slice(data);
         }
+    }
+
+    fn unblock_nmi(&mut self) {
+        self.nmi_blocked = false;
     }
 
     fn may_use_port(&mut self, port: u16, _: Direction, _: Width) -> bool {

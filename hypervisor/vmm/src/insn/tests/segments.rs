@@ -225,13 +225,70 @@ fn what_may_not_be_loaded_is_refused_with_its_selector() {
 }
 
 #[test]
-fn loads_that_are_not_emulated_touch_nothing() {
-    // MOV SS, [0x10000]; LSS EBX, [0x10000].
-    for code in [&[0x8e, 0x15, 0, 0, 1, 0][..], &[0x0f, 0xb2, 0x1d, 0, 0, 1, 0]] {
-        let mut machine = Machine::new(32);
-        assert!(matches!(machine.run_bytes(code), Err(Refused::Unsupported(_))));
-        assert_eq!(machine.seen, []);
+fn a_load_of_ss_begins_a_shadow_but_lss_does_not() {
+    let mut machine = Machine::new(32);
+    machine.put(machine.gdt.0 + 0x18, descriptor(0x2000, 0xfff, 0x4092), Width::B8);
+    machine.put(DEVICE, 0x18_8765_4321, Width::B8);
+    machine.put(DEVICE + 8, 0x18, Width::B2);
+    let stack = Segment { selector: 0x18, base: 0x2000, limit: 0xfff, rights: AccessRights(0x4093) };
+    let before = machine.clone();
+    // MOV SS, [0x10008]; LSS EBX, [0x10000]; POP SS with the stack in the device.
+    assert_eq!(machine.run_bytes(&[0x8e, 0x15, 8, 0, 1, 0]), Ok(Done::AdvanceIntoShadow(6)));
+    assert_eq!(machine.segments[SegmentName::Ss as usize], stack);
+    let mut machine = before.clone();
+    assert_eq!(machine.run_bytes(&[0x0f, 0xb2, 0x1d, 0, 0, 1, 0]), Ok(Done::Advance(7)));
+    assert_eq!((machine.get(Gpr::Rbx), machine.segments[SegmentName::Ss as usize]), (0x8765_4321, stack));
+    let mut machine = before;
+    machine.set(Gpr::Rsp, DEVICE + 8);
+    assert_eq!(machine.run_bytes(&[0x17]), Ok(Done::AdvanceIntoShadow(1)));
+    assert_eq!((machine.get(Gpr::Rsp), machine.segments[SegmentName::Ss as usize]), (DEVICE + 12, stack));
+    // The others begin none.
+    machine.segments[SegmentName::Ss as usize] = machine.segments[SegmentName::Ds as usize];
+    machine.put(DEVICE + 8, 0x18, Width::B4);
+    machine.set(Gpr::Rsp, DEVICE + 8);
+    machine.does(|a| a.pop(es));
+    assert_eq!(machine.segments[SegmentName::Es as usize].selector, 0x18);
+    machine.does(|a| a.push(es));
+    assert_eq!((machine.get(Gpr::Rsp), machine.peek(DEVICE + 8, Width::B4)), (DEVICE + 8, 0x18));
+}
+
+#[test]
+fn a_stack_segment_has_the_current_privilege_and_can_be_written() {
+    let load = |bits: u32, descriptor: u64, selector: u64, user: bool| {
+        let mut machine = Machine::new(bits);
+        if user {
+            machine.user();
+        }
+        machine.put(machine.gdt.0 + (selector & !7), descriptor, Width::B8);
+        machine.put(0x500, selector, Width::B2);
+        machine.set(Gpr::Rbx, 0x500);
+        // MOV SS, [rBX].
+        let outcome = machine.run_bytes(&[0x8e, 0x13]);
+        (outcome, machine.segments[SegmentName::Ss as usize])
+    };
+    let data = |rights| descriptor(0, 0xfffff, rights);
+    let done = Ok(Done::AdvanceIntoShadow(2));
+    assert_eq!(load(32, data(0xc092), 0x18, false).0, done);
+    assert_eq!(load(32, data(0xc0f2), 0x1b, true).0, done);
+    let refused = [
+        (data(0xc090), 0x18, false, general(0x18)),
+        (data(0xc09a), 0x18, false, general(0x18)),
+        (data(0xc0f2), 0x18, false, general(0x18)),
+        (data(0xc092), 0x1b, false, general(0x18)),
+        (data(0xc092), 0x1b, true, general(0x18)),
+        (data(0xc012), 0x18, false, GuestFault { vector: vector::SS, error: Some(0x18), cr2: None }),
+        (data(0xc092), 0, false, GuestFault::GP0),
+    ];
+    for (descriptor, selector, user, fault) in refused {
+        let (outcome, segment) = load(32, descriptor, selector, user);
+        assert_eq!(outcome, Err(Refused::Fault(fault)), "{descriptor:#x}");
+        assert_eq!(segment.selector, 0x10);
     }
+    // 64-bit code may do without one, but not users.
+    let (outcome, segment) = load(64, 0, 0, false);
+    assert_eq!((outcome, segment.rights), (done, AccessRights::UNUSABLE));
+    assert_eq!(load(64, 0, 3, true).0, Err(Refused::Fault(GuestFault::GP0)));
+    assert_eq!(load(64, 0, 1, false).0, Err(Refused::Fault(GuestFault::GP0)));
 }
 
 #[test]

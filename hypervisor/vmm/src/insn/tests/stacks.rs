@@ -7,7 +7,7 @@ use lamina_arch::regs::Gpr;
 use lamina_arch::segment::{AccessRights, SegmentName};
 
 use super::machine::{CODE, DEVICE, Machine, Page, Seen, assembled};
-use crate::insn::{Done, Refused};
+use crate::insn::Done;
 
 const SS0: GuestFault = GuestFault { vector: vector::SS, error: Some(0), cr2: None };
 const STACK: u64 = 0x3000;
@@ -126,17 +126,4 @@ fn a_pop_whose_target_faults_leaves_the_stack_pointer() {
     // The stack, which is a device here, is not read either.
     m.set(Gpr::Rsp, DEVICE);
     m.faults(GuestFault::page_fault(0x5000, 2), |a| a.pop(qword_ptr(rbx)));
-}
-
-#[test]
-fn far_transfers_are_refused() {
-    // CALL, JMP far [rbx]; RETF; IRETQ; PUSH FS; POP GS.
-    for code in [&[0xff, 0x1b][..], &[0xff, 0x2b], &[0xcb], &[0x48, 0xcf], &[0x0f, 0xa0], &[0x0f, 0xa9]] {
-        let mut m = machine(64);
-        m.set(Gpr::Rbx, DEVICE);
-        m.set(Gpr::Rsp, DEVICE + 0x100);
-        let before = m.gprs;
-        assert!(matches!(m.run_bytes(code), Err(Refused::Unsupported(_))), "{code:02x?}");
-        assert_eq!((m.gprs, m.seen.len()), (before, 0));
-    }
 }

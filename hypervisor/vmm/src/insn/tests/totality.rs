@@ -22,12 +22,17 @@ fn register() -> impl Strategy<Value = u64> {
 
 /// Bytes that begin like instructions more often than chance would have it.
 fn code() -> impl Strategy<Value = [u8; MAX_LENGTH]> {
-    let prefix = prop::sample::select(&[0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x64, 0x65, 0x48, 0x4d][..]);
+    let prefix = prop::sample::select(
+        &[0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x64, 0x65, 0x48, 0x4d, 0xc4, 0xc5, 0x62][..],
+    );
     let prefixes = prop::collection::vec(prefix, 0..4);
-    (prefixes, any::<bool>(), any::<[u8; MAX_LENGTH]>()).prop_map(|(prefixes, two_bytes, mut code)| {
+    // Two-byte opcodes, the x87, loads of segments and far transfers; or as it comes.
+    let opcodes = [0x0f, 0x0f, 0x0f, 0xd9, 0xdb, 0xdd, 0xdf, 0x8e, 0x17, 0xca, 0xcb, 0xcf, 0xff];
+    let opcode = prop::option::of(prop::sample::select(opcodes.to_vec()));
+    (prefixes, opcode, any::<[u8; MAX_LENGTH]>()).prop_map(|(prefixes, opcode, mut code)| {
         code[..prefixes.len()].copy_from_slice(&prefixes);
-        if two_bytes {
-            code[prefixes.len()] = 0x0f;
+        if let Some(opcode) = opcode {
+            code[prefixes.len()] = opcode;
         }
         code
     })
@@ -113,7 +118,7 @@ proptest! {
         let outcome = execute(&mut machine, &instruction);
         let wrote = machine.seen.iter().any(|seen| matches!(seen, Seen::Write(..) | Seen::In(..) | Seen::Out(..)));
         match outcome {
-            Ok(Done::Advance(length)) => {
+            Ok(Done::Advance(length) | Done::AdvanceIntoShadow(length)) => {
                 prop_assert_eq!(usize::from(length), instruction.len());
                 prop_assert_eq!(machine.rip, before.rip);
             }

@@ -9,7 +9,7 @@ use lamina_arch::cr::{Cr4, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::{Direction, Exit, IoExit, Kind, NestedFault};
 use lamina_arch::hypercall;
-use lamina_arch::regs::{Gprs, SysReg, VectorRegister};
+use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
 
@@ -140,8 +140,8 @@ pub struct FakeVcpu {
     pub shadow: bool,
     /// An NMI is being handled.
     pub nmi_blocked: bool,
-    /// The vector registers.
-    pub vectors: [[u8; 32]; 16],
+    /// The registers of the extended state that were written.
+    pub extended: Vec<(ExtendedRegister, Vec<u8>)>,
     /// Events delivered since the script last emptied this.
     pub delivered: Vec<Event>,
     event: Option<Event>,
@@ -169,7 +169,7 @@ impl FakeVcpu {
             segments: [Segment::default(); 8],
             shadow: false,
             nmi_blocked: false,
-            vectors: [[0; 32]; 16],
+            extended: Vec::new(),
             delivered: Vec::new(),
             event: None,
             interrupted: None,
@@ -471,14 +471,16 @@ impl Vcpu for FakeVcpu {
         self.segments[name as usize] = segment;
     }
 
-    fn vector(&mut self, register: VectorRegister) -> [u8; 32] {
-        let (VectorRegister::Mm(n) | VectorRegister::Ymm(n)) = register;
-        self.vectors[usize::from(n)]
+    fn extended(&mut self, register: ExtendedRegister, value: &mut [u8]) {
+        match self.extended.iter().find(|(held, _)| *held == register) {
+            Some((_, held)) => value.copy_from_slice(held),
+            None => value.fill(0),
+        }
     }
 
-    fn set_vector(&mut self, register: VectorRegister, value: [u8; 32]) {
-        let (VectorRegister::Mm(n) | VectorRegister::Ymm(n)) = register;
-        self.vectors[usize::from(n)] = value;
+    fn set_extended(&mut self, register: ExtendedRegister, value: &[u8]) {
+        self.extended.retain(|(held, _)| *held != register);
+        self.extended.push((register, value.into()));
     }
 
     fn advance(&mut self) -> Result<(), UnknownLength> {
@@ -492,6 +494,10 @@ impl Vcpu for FakeVcpu {
         assert!(length <= 15, "no instruction has {length} bytes");
         self.length = None;
         self.skip(length);
+    }
+
+    fn begin_shadow(&mut self) {
+        self.shadow = true;
     }
 
     fn end_shadow(&mut self) {

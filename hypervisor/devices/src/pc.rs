@@ -17,7 +17,7 @@ use crate::acpi_pm::AcpiPm;
 use crate::atapi::Cdrom;
 use crate::debug_port::DebugPort;
 use crate::fw_cfg::FwCfg;
-use crate::hpet::{self, Hpet};
+use crate::hpet::Hpet;
 use crate::i8042::I8042;
 use crate::ide::{self, Ide};
 use crate::ioapic::IoApic;

@@ -30,7 +30,7 @@ fn same(stage: &Stage, guests: &[&str]) -> Result<()> {
 }
 
 fn run(stage: &Stage) -> Result<()> {
-    for wrong in ["nonsense", "hog", "ticker", "a\"b", "../hello"] {
+    for wrong in ["nonsense", "hog", "ticker", "bench", "witness", "a\"b", "../hello"] {
         let Outcome { status, output, errors } = diff(stage, &[wrong])?;
         ensure!(status == Some(2) && errors.contains("error: "), "{wrong}: status {status:?}\n{output}\n{errors}");
     }

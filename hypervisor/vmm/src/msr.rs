@@ -1,13 +1,31 @@
 //! The MSRs that are emulated, as one policy with [`crate::cpuid`]: what is shown there works here, and what is not
 //! here gives #GP and is counted.
 //!
-//! Not here because the guest reaches them without an exit: IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE,
-//! IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_SYSENTER_* and IA32_TSC_AUX. IA32_PAT, IA32_EFER and the TSC are
-//! reached without an exit or not, as the vendor has it; `exit` answers where there is one. SDM vol. 4, "Architectural MSRs".
+//! The guest reaches [`PASSED`] without an exit, and IA32_TSC_AUX where the processor has it. IA32_PAT, IA32_EFER and the
+//! TSC are reached without one or not, as the vendor has it; `exit` answers where there is one. `docs/guide/msrs.md` lists
+//! all of them for users. SDM vol. 4, "Architectural MSRs".
+
+mod refused;
 
 use lamina_arch::cr::{Cr0, Efer};
 use lamina_arch::event::GuestFault;
 use lamina_arch::msr;
+
+pub use refused::Refused;
+
+/// MSRs that the guest reads and writes itself: both vendors have them in the guest's state, or move them with it.
+pub const PASSED: [u32; 10] = [
+    msr::IA32_SYSENTER_CS,
+    msr::IA32_SYSENTER_ESP,
+    msr::IA32_SYSENTER_EIP,
+    msr::IA32_STAR,
+    msr::IA32_LSTAR,
+    msr::IA32_CSTAR,
+    msr::IA32_FMASK,
+    msr::IA32_FS_BASE,
+    msr::IA32_GS_BASE,
+    msr::IA32_KERNEL_GS_BASE,
+];
 
 /// Variable-range MTRR pairs.
 const VARIABLE_RANGES: usize = 8;
@@ -187,6 +205,7 @@ pub const fn is_valid_xcr0(value: u64, allowed: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn what_is_not_emulated_faults() {
@@ -195,6 +214,34 @@ mod tests {
             assert_eq!(m.read(index), Err(GuestFault::GP0), "{index:#x}");
             assert_eq!(m.write(index, 0), Err(GuestFault::GP0), "{index:#x}");
         }
+    }
+
+    /// Numbers of the MSRs in the user's list that are reached as `how` says.
+    fn listed(how: &str) -> Vec<u32> {
+        let rows = include_str!("../../../docs/guide/msrs.md").lines().filter(|line| line.starts_with("| 0x"));
+        let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+        let mut numbers = Vec::new();
+        for row in cells.filter(|row| row[3] == how) {
+            let (first, last) = row[1].split_once('–').unwrap_or((row[1], row[1]));
+            let [first, last] = [first, last].map(|text| u32::from_str_radix(&text[2..], 16).expect("a number"));
+            numbers.extend(first..=last);
+        }
+        numbers
+    }
+
+    #[test]
+    fn the_users_list_has_what_there_is() {
+        // What `exit::msr` answers itself, beside the local APIC's.
+        const ELSEWHERE: [u32; 4] =
+            [msr::IA32_TSC_DEADLINE, msr::IA32_TIME_STAMP_COUNTER, msr::IA32_EFER, msr::IA32_PAT];
+        let mut m = Msrs::new(39);
+        let mut is_there = |index: u32| {
+            let here = m.read(index).is_ok() || m.write(index, 0).is_ok();
+            here || crate::exit::msr::is_apic(index) || ELSEWHERE.contains(&index)
+        };
+        let all = [0, 0x4000_0000, 0xc000_0000, 0xc001_0000].into_iter().flat_map(|first| first..first + 0x2000);
+        assert_eq!(all.filter(|index| is_there(*index)).collect::<Vec<_>>(), listed("emulated"));
+        assert_eq!([&PASSED[..], &[msr::IA32_TSC_AUX]].concat(), listed("passed"));
     }
 
     #[test]

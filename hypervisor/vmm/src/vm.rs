@@ -23,7 +23,7 @@ use crate::exit::LastMov;
 use crate::frames::{FramePool, FrameSize};
 use crate::host::{Host, HostMemory};
 use crate::memory::GuestMemory;
-use crate::msr::Msrs;
+use crate::msr::{Msrs, Refused};
 use crate::nested::{Access, MapError, NestedTables};
 use crate::trace::{self, Recorder};
 use crate::vcpu::Vcpu;
@@ -49,8 +49,6 @@ pub struct Counters {
     pub exits: [ExitCounter; Kind::ALL.len()],
     /// What it took to make the VM, from its configuration until it could run. Unit: ticks of the machine's TSC.
     pub made: u64,
-    /// Accesses to MSRs that are not emulated.
-    pub msr_faults: u64,
     /// Interrupts injected.
     pub interrupts: u64,
 }
@@ -76,6 +74,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) msrs: Msrs,
     /// How a device was reached last.
     pub(crate) last_mov: LastMov,
+    /// What of MSRs the guest tried and did not get.
+    pub(crate) refused_msrs: Refused,
     /// The machine's TSC when the VM started.
     pub(crate) started: Tsc,
     /// What the guest recorded; 0 at first.
@@ -129,6 +129,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     tables,
                     msrs: Msrs::new(cpuid.physical_bits()),
                     last_mov: LastMov::default(),
+                    refused_msrs: Refused::default(),
                     cpuid,
                     started,
                     status: 0,

@@ -2,6 +2,7 @@
 //! set for all guests: what passes is what the VMCB holds, or what the back end switches.
 
 use lamina_arch::msr;
+use lamina_vmm::msr::PASSED;
 
 use crate::memory::HostBlock;
 
@@ -16,20 +17,6 @@ const RANGE: u32 = 0x2000;
 /// Bits of one MSR: RDMSR exits, WRMSR exits.
 const BOTH: u8 = 0b11;
 
-/// MSRs that the guest reads and writes itself: VMLOAD and VMSAVE move them.
-const PASSED: [u32; 10] = [
-    msr::IA32_SYSENTER_CS,
-    msr::IA32_SYSENTER_ESP,
-    msr::IA32_SYSENTER_EIP,
-    msr::IA32_STAR,
-    msr::IA32_LSTAR,
-    msr::IA32_CSTAR,
-    msr::IA32_FMASK,
-    msr::IA32_FS_BASE,
-    msr::IA32_GS_BASE,
-    msr::IA32_KERNEL_GS_BASE,
-];
-
 /// The I/O permission map: every access exits.
 pub fn io() -> HostBlock {
     let mut map = HostBlock::new(IOPM_SIZE);
@@ -37,7 +24,7 @@ pub fn io() -> HostBlock {
     map
 }
 
-/// The MSR permission map; `tsc_aux`: the processor has TSC_AUX, which is switched with the vCPU.
+/// The MSR permission map: VMLOAD and VMSAVE move what passes. `tsc_aux`: the processor has TSC_AUX, which is switched with the vCPU.
 pub fn msr(tsc_aux: bool) -> HostBlock {
     let mut map = HostBlock::new(MSRPM_SIZE);
     let bytes = map.bytes_mut();

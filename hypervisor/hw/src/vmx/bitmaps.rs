@@ -4,6 +4,7 @@
 
 use lamina_arch::msr;
 use lamina_arch::vmx::controls::Secondary;
+use lamina_vmm::msr::PASSED;
 
 use crate::memory::HostPage;
 
@@ -14,21 +15,6 @@ const READ_HIGH: usize = 1024;
 /// Offset from a bitmap for reads to the one for writes.
 const WRITE: usize = 2048;
 
-/// MSRs that the guest reads and writes itself: they are fields of the VMCS, or switched with the vCPU.
-const PASSED: [u32; 12] = [
-    msr::IA32_SYSENTER_CS,
-    msr::IA32_SYSENTER_ESP,
-    msr::IA32_SYSENTER_EIP,
-    msr::IA32_PAT,
-    msr::IA32_STAR,
-    msr::IA32_LSTAR,
-    msr::IA32_CSTAR,
-    msr::IA32_FMASK,
-    msr::IA32_FS_BASE,
-    msr::IA32_GS_BASE,
-    msr::IA32_KERNEL_GS_BASE,
-    msr::IA32_TSC_AUX,
-];
 /// MSRs that the guest only reads itself: the processor adds the TSC offset; EFER is a field of the VMCS.
 const READ_ONLY: [u32; 2] = [msr::IA32_TIME_STAMP_COUNTER, msr::IA32_EFER];
 
@@ -87,11 +73,9 @@ pub fn x2apic_bitmap(secondary: u32) -> HostPage {
 pub fn msr_bitmap(secondary: u32) -> HostPage {
     let mut page = all_exit();
     let bitmap = page.bytes_mut();
-    for index in PASSED {
-        // Without RDTSCP there is no IA32_TSC_AUX for the guest to reach.
-        if index == msr::IA32_TSC_AUX && secondary & Secondary::ENABLE_RDTSCP.bits() == 0 {
-            continue;
-        }
+    // Fields of the VMCS, or switched with the vCPU. Without RDTSCP there is no IA32_TSC_AUX for the guest to reach.
+    let tsc_aux = (secondary & Secondary::ENABLE_RDTSCP.bits() != 0).then_some(msr::IA32_TSC_AUX);
+    for index in PASSED.into_iter().chain([msr::IA32_PAT]).chain(tsc_aux) {
         pass(bitmap, index, false);
         pass(bitmap, index, true);
     }

@@ -14,6 +14,8 @@ pub enum Command {
     Vms,
     /// Tell the exits of the VM of this name (as typed: not checked).
     Exits(String),
+    /// Tell which MSRs the VM of this name (as typed: not checked) tried and did not get.
+    Msrs(String),
     /// Stop the VM of this name (as typed: not checked).
     Stop(String),
     /// Give the input to the VM of this name (as typed: not checked).
@@ -64,7 +66,7 @@ enum Action {
 }
 
 /// How many there are.
-const COUNT: usize = if cfg!(any(test, feature = "plant")) { 10 } else { 9 };
+const COUNT: usize = if cfg!(any(test, feature = "plant")) { 11 } else { 10 };
 const COMMANDS: [Entry; COUNT] = [
     Entry { name: "help", action: Action::Help, help: "list the commands" },
     Entry { name: "vms", action: Action::Plain(|| Command::Vms), help: "list the virtual machines" },
@@ -72,6 +74,11 @@ const COMMANDS: [Entry; COUNT] = [
         name: "exits",
         action: Action::WithArgument("NAME", Command::Exits),
         help: "count a virtual machine's exits by reason",
+    },
+    Entry {
+        name: "msrs",
+        action: Action::WithArgument("NAME", Command::Msrs),
+        help: "count a virtual machine's accesses to MSRs that were refused",
     },
     Entry { name: "stop", action: Action::WithArgument("NAME", Command::Stop), help: "stop a virtual machine" },
     Entry {

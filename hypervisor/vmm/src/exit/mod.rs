@@ -12,7 +12,7 @@ mod io;
 mod linear;
 mod mmio;
 mod mov;
-mod msr;
+pub(crate) mod msr;
 mod nested;
 mod quick;
 mod task;

@@ -35,7 +35,7 @@ pub fn read<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resum
             vm.vcpu.gprs().set_edx_eax(value);
             Resume::Advance
         }
-        Err(fault) => refused(vm, "RDMSR", index, fault),
+        Err(fault) => refused(vm, false, index, fault),
     }
 }
 
@@ -63,7 +63,7 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
     };
     match written {
         Ok(()) => Resume::Advance,
-        Err(fault) => refused(vm, "WRMSR", index, fault),
+        Err(fault) => refused(vm, true, index, fault),
     }
 }
 
@@ -109,8 +109,10 @@ fn write_efer<V: Vcpu, C>(vm: &mut Vm<V, C>, value: u64) -> Result<(), GuestFaul
     Ok(())
 }
 
-fn refused<V: Vcpu, C>(vm: &mut Vm<V, C>, instruction: &str, index: u32, fault: GuestFault) -> Resume {
-    vm.counters.msr_faults += 1;
-    log::debug!("{}: {instruction} of {index:#x} gives #GP", vm.name);
+fn refused<V: Vcpu, C>(vm: &mut Vm<V, C>, write: bool, index: u32, fault: GuestFault) -> Resume {
+    if vm.refused_msrs.note(index, write) {
+        let instruction = if write { "WRMSR" } else { "RDMSR" };
+        log::debug!("{}: {instruction} of {index:#x} gives #GP, as will others that `msrs` counts", vm.name);
+    }
     Resume::Inject(fault)
 }

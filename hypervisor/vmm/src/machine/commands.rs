@@ -23,6 +23,11 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                     self.exits(index);
                 }
             }
+            Command::Msrs(name) => {
+                if let Some(index) = self.alive(name) {
+                    self.msrs(index);
+                }
+            }
             Command::Stop(name) => {
                 if let Some(index) = self.alive(name) {
                     self.stop(index, &StopReason::Console);
@@ -96,12 +101,31 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             self.console.reply(&format!("{:<27} {:>9} {each:>12} {:>12}", kind.name(), counter.count, counter.ticks));
         }
         self.console.reply(&format!(
-            "made in {} ticks; {} exits, {} interrupts injected, {} accesses to MSRs that are not emulated",
+            "made in {} ticks; {} exits, {} interrupts injected, {} accesses to MSRs refused, {} to devices that are not there",
             counters.made,
             counters.all_exits(),
             counters.interrupts,
-            counters.msr_faults
+            vm.refused_msrs.count(),
+            vm.chipset.unclaimed()
         ));
+    }
+
+    /// A line for each MSR that VM `index` tried and did not get.
+    fn msrs(&mut self, index: usize) {
+        let State::Alive(vm) = &self.slots[index].state else { return };
+        let refused = &vm.refused_msrs;
+        if refused.rows().is_empty() {
+            let line = format!("{}: no access to an MSR was refused", vm.name);
+            self.console.reply(&line);
+            return;
+        }
+        self.console.reply("MSR             RDMSR      WRMSR");
+        for row in refused.rows() {
+            self.console.reply(&format!("{:#010x} {:>10} {:>10}", row.index, row.reads, row.writes));
+        }
+        if refused.others() > 0 {
+            self.console.reply(&format!("and {} accesses to MSRs beyond these", refused.others()));
+        }
     }
 
     /// The text on the screen of VM `index`, a line each.

@@ -67,6 +67,22 @@ fn vms_lists_names_states_memory_and_times() {
 }
 
 #[test]
+fn msrs_names_what_a_guest_did_not_get() {
+    let tries = [rdmsr(0x3a), rdmsr(0x3a), wrmsr(0x3a, 5), rdmsr(0xfe), wrmsr(0xc001_0015, 1)];
+    let (_, world) = Bench::new()
+        .vm("a", script(tries))
+        .vm("b", script([]))
+        .typed(HZ, "msrs a\nmsrs b\nexits a\nquit\n")
+        .run::<FakeChipset>();
+    let lines = world.lines_of("lamina");
+    let table = lines.iter().position(|line| line.starts_with("MSR")).expect("a heading");
+    let words = |n: usize| lines[table + n].split_whitespace().collect::<Vec<_>>();
+    assert_eq!((words(1), words(2)), (vec!["0x0000003a", "2", "1"], vec!["0xc0010015", "0", "1"]));
+    assert_eq!(lines[table + 3], "b: no access to an MSR was refused");
+    assert!(lines.iter().any(|line| line.contains("4 accesses to MSRs refused")), "{lines:?}");
+}
+
+#[test]
 fn stop_ends_that_vm_and_gives_its_memory_back() {
     let (mut machine, world) = Bench::new()
         .vm("a", script(print("a: half a li").into_iter().collect::<Vec<_>>()))

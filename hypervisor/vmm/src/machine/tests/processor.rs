@@ -52,7 +52,7 @@ fn an_msr_that_is_not_emulated_faults_and_is_counted() {
     let steps = [rdmsr(0x1234), wrmsr(0x1234, 0), rdmsr(msr::IA32_MTRRCAP)];
     let (mut machine, _) = Bench::new().vm("a", script(steps)).boot::<FakeChipset>();
     assert_eq!(machine.step(), None);
-    assert_eq!(alive(&machine, 0).unwrap().counters.msr_faults, 2);
+    assert_eq!(alive(&machine, 0).unwrap().refused_msrs.count(), 2);
 }
 
 #[test]

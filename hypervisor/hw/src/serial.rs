@@ -197,11 +197,6 @@ pub fn write(bytes: &[u8]) -> usize {
     taken
 }
 
-/// How many bytes [`write()`] would take now.
-pub fn room() -> usize {
-    SERIAL.lock().transmit.room()
-}
-
 /// The next byte that was received.
 pub fn read() -> Option<u8> {
     let mut serial = SERIAL.lock();

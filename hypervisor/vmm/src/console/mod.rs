@@ -13,8 +13,8 @@
 //!   ([`Console::guest_byte`] is false). One guest's share is not another's. The hypervisor's own lines always find
 //!   room up to [`OWN_SHARE`]; only behind a port that takes nothing at all are some left out, and then counted.
 //! - Without a terminal (`interactive` false): no prompt, no echo, no colour. Input is commands, line by line. `attach
-//!   NAME` gives what follows to that VM until Ctrl-A d. Output stays as it is, of all VMs, since a script waits for
-//!   lines and does not look at a screen.
+//!   NAME` gives what follows to that VM until Ctrl-A d, which drops an unfinished command where nothing is attached.
+//!   Output stays as it is, of all VMs, since a script waits for lines and does not look at a screen.
 //! - With one: a prompt, which steps aside for lines; a coloured prefix. `attach NAME` gives the terminal to that VM,
 //!   raw in both directions, until Ctrl-A d (Ctrl-A Ctrl-A sends Ctrl-A). What others print meanwhile is kept, each
 //!   within its share, and shown afterwards. A line that took the prompt's place stands behind a carriage return and
@@ -101,7 +101,8 @@ enum Typing {
     /// To the prompt. `visible`: it stands on the terminal now, below the last line.
     Terminal { prompt: Box<Prompt>, visible: bool },
     /// To a line that a script writes. `overlong`: its rest is left out.
-    Script { line: String, overlong: bool },
+    /// `escape`: Ctrl-A came last.
+    Script { line: String, overlong: bool, escape: bool },
 }
 
 /// The console.
@@ -126,7 +127,7 @@ impl Console {
         let typing = if interactive {
             Typing::Terminal { prompt: Box::new(Prompt::new()), visible: false }
         } else {
-            Typing::Script { line: String::new(), overlong: false }
+            Typing::Script { line: String::new(), overlong: false, escape: false }
         };
         Console {
             silence: tsc.ticks_in_ns(PARTIAL_SILENCE_NS),
@@ -473,8 +474,15 @@ impl Console {
                     Some(words)
                 }
             },
-            Typing::Script { line, overlong } => match byte {
-                b'\r' | b'\n' => {
+            Typing::Script { line, overlong, escape } => match (byte, mem::replace(escape, byte == CTRL_A)) {
+                (CTRL_A, _) => None,
+                // A script that detaches cannot know that the VM has ended meanwhile: what it typed for that is no command.
+                (b'd' | b'D', true) => {
+                    line.clear();
+                    *overlong = false;
+                    None
+                }
+                (b'\r' | b'\n', _) => {
                     let line = mem::take(line);
                     if mem::take(overlong) {
                         self.reply(&format!("a command of more than {COMMAND_MAX} bytes is ignored"));

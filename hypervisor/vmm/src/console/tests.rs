@@ -147,6 +147,16 @@ fn an_overlong_command_is_refused_and_the_next_is_heard() {
 }
 
 #[test]
+fn what_a_script_typed_for_a_vm_that_has_ended_is_no_command_once_it_detaches() {
+    let mut console = console(false);
+    console.attach(1);
+    assert_eq!(typed(&mut console, b"y").len(), 1);
+    console.vm_stopped(1);
+    assert_eq!(typed(&mut console, b"es, \x01dvms\n"), [Event::Command(Command::Vms)]);
+    assert_eq!(typed(&mut console, b"\x01vms\n"), [Event::Command(Command::Vms)], "Ctrl-A and nothing that it is for");
+}
+
+#[test]
 fn a_script_that_attaches_feeds_one_guest_while_all_output_flows() {
     let mut console = console(false);
     console.attach(0);

@@ -1,4 +1,5 @@
-//! memtest86+ for 32-bit processors tests all memory of a VM for a minute of the VM's time and finds no error.
+//! memtest86+ for 32-bit processors tests all memory of a VM for a minute of the VM's time and finds no error; its
+//! screen says so.
 
 use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};

@@ -1,4 +1,5 @@
-//! memtest86+ for 64-bit processors tests all memory of a VM for a minute of the VM's time and finds no error.
+//! memtest86+ for 64-bit processors tests all memory of a VM for a minute of the VM's time and finds no error; its
+//! screen says so.
 
 use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
@@ -9,7 +10,8 @@ fn run(stage: &Stage) -> Result<()> {
     tests_for_a_minute(stage, "memtest86+x64.bin")
 }
 
-/// Its screen comes out on the serial port. It runs with interrupts off from beginning to end.
+/// Its screen stands in the VGA's text buffer, and comes out on the serial port too. It runs with interrupts off from
+/// beginning to end.
 pub fn tests_for_a_minute(stage: &Stage, image: &str) -> Result<()> {
     let mut machine = stage.boot(&format!(
         r#"
@@ -18,12 +20,17 @@ pub fn tests_for_a_minute(stage: &Stage, image: &str) -> Result<()> {
         kernel = "debian:memtest86+/{image}"
         cmdline = "console=ttyS0,115200"
         memory = "64M"
+        vga = true
         "#
     ))?;
     machine.expect(r"^\[memtest\] .*Memtest86\+ v")?;
     machine.expect(r"#3  \[Moving inversions")?;
     machine.expect(r"Time:  0:01:\d\d ")?;
     machine.expect(r"Errors: 0 ")?;
+    machine.type_line("screen memtest");
+    machine.expect(r"^\[lamina\] screen of memtest, \d+ lines:$")?;
+    machine.expect(r"^\[lamina\] \| +Memtest86\+ v")?;
+    machine.expect(r"^\[lamina\] \| .*Time:  0:0[12]:\d\d .*Errors: 0 ")?;
     machine.never(r"Errors: +[1-9]")?;
     machine.type_line("stop memtest");
     machine.expect(r"^\[lamina\] memtest stopped: ")?;

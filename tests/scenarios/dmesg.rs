@@ -54,6 +54,10 @@ pub fn complains_of_nothing_else(stage: &Stage, kernel: &str, machine_name: &str
     machine
         .check(new.is_empty(), || format!("complaints in the VM only: {new:#?}\non the bare machine: {known:#?}"))?;
 
+    machine.type_line("cat /proc/bus/pci/devices; echo no $((40 + 2)) more");
+    machine.expect(r"^\[debian\] 0000\t80861237\t")?;
+    machine.expect(r"^\[debian\] 0008\t80867000\t")?;
+    machine.expect(r"^\[debian\] no 42 more$")?;
     machine.type_line("reboot");
     machine.expect(r"^\[lamina\] debian reset$")?;
     machine.expect(r"^\[debian\] \S+ # ")?;

@@ -1,5 +1,6 @@
 //! The boot scenarios: one file each, run as ordinary tests (see `docs/guide/testing.md`).
 
+mod acpi;
 mod audit;
 mod checker;
 mod conformance;
@@ -43,6 +44,7 @@ mod uefi;
 fn main() {
     lamina_tests::main(&[
         refused_on_host::SCENARIO,
+        acpi::SCENARIO,
         hello::SCENARIO,
         hello_status::SCENARIO,
         ticker::SCENARIO,

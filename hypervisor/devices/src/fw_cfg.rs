@@ -231,16 +231,17 @@ fn directory(files: &[FirmwareFile]) -> Vec<u8> {
     bytes
 }
 
-/// All memory below and above the hole, for firmware to cut its own parts from: address, length (8 bytes each), kind (4
-/// bytes; 1 is memory).
+/// All memory below and above the hole, for firmware to cut its own parts from, and what of the hole is reserved: address,
+/// length (8 bytes each), kind (4 bytes; 1 is memory, 2 reserved).
 fn e820(memory: u64) -> Vec<u8> {
     let below = memory.min(layout::PCI_HOLE.0);
     let mut bytes = Vec::new();
-    for (start, length) in [(0, below), (layout::ABOVE_4G.0, memory - below)] {
+    let reserved = (layout::ECAM.0, layout::ECAM_SIZE, 2u32);
+    for (start, length, kind) in [(0, below, 1), reserved, (layout::ABOVE_4G.0, memory - below, 1)] {
         if length != 0 {
             bytes.extend_from_slice(&start.to_le_bytes());
             bytes.extend_from_slice(&length.to_le_bytes());
-            bytes.extend_from_slice(&1u32.to_le_bytes());
+            bytes.extend_from_slice(&kind.to_le_bytes());
         }
     }
     bytes

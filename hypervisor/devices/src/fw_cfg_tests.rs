@@ -62,10 +62,12 @@ fn files_are_found_by_name_and_read_by_key() {
 
 #[test]
 fn the_memory_map_has_a_hole_below_4_gib() {
-    let entry =
-        |start: u64, length: u64| [&start.to_le_bytes()[..], &length.to_le_bytes(), &1u32.to_le_bytes()].concat();
-    assert_eq!(e820(MEMORY), entry(0, MEMORY));
-    assert_eq!(e820(5 << 30), [entry(0, 3 << 30), entry(4 << 30, 2 << 30)].concat());
+    let entry = |start: u64, length: u64, kind: u32| {
+        [&start.to_le_bytes()[..], &length.to_le_bytes(), &kind.to_le_bytes()].concat()
+    };
+    let reserved = entry(0xe000_0000, 0x1000_0000, 2);
+    assert_eq!(e820(MEMORY), [entry(0, MEMORY, 1), reserved.clone()].concat());
+    assert_eq!(e820(5 << 30), [entry(0, 3 << 30, 1), reserved, entry(4 << 30, 2 << 30, 1)].concat());
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! and the fast A20 port 0x92.
 //!
 //! Owns the command byte, the output port, the output buffer, the level of the keyboard's interrupt line, and the
-//! keyboard. Answers every command at once, so that no guest waits for one. The A20 gate is remembered, and has no
+//! keyboard. Answers every command at once, so that no guest waits for one, but presses keys no faster than firmware can
+//! take them. The A20 gate is remembered, and has no
 //! effect: no guest here depends on address 1 MiB wrapping to 0.
 
 use crate::keyboard::Keyboard;
-use lamina_vmm::chipset::Key;
-use lamina_vmm::chipset::Signal;
+use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::chipset::{Key, Signal};
 
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
 const STATUS_SYSTEM: u8 = 1 << 2;
@@ -28,6 +29,10 @@ const OUTPUT_NO_RESET: u8 = 1 << 0;
 const A20: u8 = 1 << 1;
 /// Output port, bits as they stand: no reset, A20 open, both clocks idle.
 const OUTPUT_IDLE: u8 = 0xcc | OUTPUT_NO_RESET | A20;
+
+/// Time from one key to the next: fast for a person, and slow enough that a program fetches one before the BIOS' own buffer
+/// of 15 keys is full, although the BIOS reads every code at once. Unit: nanoseconds.
+const KEY_PAUSE_NS: u64 = 20_000_000;
 
 /// A command that waits for its parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +64,11 @@ pub struct I8042 {
     held: Option<u8>,
     last_output: u8,
     keyboard: Keyboard,
+    /// Time from one key to the next. Unit: ticks.
+    key_pause: u64,
+    /// The latest time seen, and when the next key may be pressed.
+    now: Tsc,
+    next_key: Tsc,
     /// The last write was a command.
     command_last: bool,
     parameter: Parameter,
@@ -66,8 +76,8 @@ pub struct I8042 {
 
 impl I8042 {
     /// The controller as firmware leaves it for a loader that brings its own driver: tested, keyboard and mouse port
-    /// off, A20 open.
-    pub const fn new() -> I8042 {
+    /// off, A20 open. `tsc`: the rate of the counter that times are given in.
+    pub const fn new(tsc: Frequency) -> I8042 {
         I8042 {
             command_byte: COMMAND_SYSTEM | COMMAND_KEYBOARD_OFF | COMMAND_AUX_OFF | COMMAND_TRANSLATE,
             output_port: OUTPUT_IDLE,
@@ -75,9 +85,24 @@ impl I8042 {
             held: None,
             last_output: 0,
             keyboard: Keyboard::new(),
+            key_pause: tsc.ticks_in_ns(KEY_PAUSE_NS),
+            now: Tsc(0),
+            next_key: Tsc(0),
             command_last: false,
             parameter: Parameter::None,
         }
+    }
+
+    /// It is `now`: presses the next key if that is due.
+    pub fn advance(&mut self, now: Tsc) {
+        self.now = self.now.max(now);
+        self.fill();
+    }
+
+    /// When [`I8042::advance`] is to press a key; `None` where none waits, or another is to be read first.
+    pub fn next_deadline(&self) -> Option<Tsc> {
+        let waits = self.output.is_none() && self.keyboard_on() && self.keyboard.is_ready();
+        waits.then_some(self.next_key)
     }
 
     /// Reads port 0x60.
@@ -174,7 +199,7 @@ impl I8042 {
         self.output.is_some() && self.command_byte & COMMAND_KEYBOARD_IRQ != 0
     }
 
-    /// Presses and releases `key`; false where that cannot be.
+    /// Has `key` pressed and released when its turn comes; false where that cannot be.
     pub fn type_key(&mut self, key: Key) -> bool {
         let typed = self.keyboard.type_key(key);
         self.fill();
@@ -192,18 +217,28 @@ impl I8042 {
     /// Takes the keyboard's next byte, if there is room and its port is on.
     fn fill(&mut self) {
         if self.output.is_none() {
-            let next = self.held.take().or_else(|| {
-                let on = self.command_byte & COMMAND_KEYBOARD_OFF == 0;
-                if on { self.keyboard.send(self.command_byte & COMMAND_TRANSLATE != 0) } else { None }
-            });
+            let next = self.held.take().or_else(|| self.from_keyboard());
             self.output = next.map(Output::Keyboard);
         }
     }
-}
 
-impl Default for I8042 {
-    fn default() -> Self {
-        Self::new()
+    fn from_keyboard(&mut self) -> Option<u8> {
+        if !self.keyboard_on() {
+            return None;
+        }
+        let translate = self.command_byte & COMMAND_TRANSLATE != 0;
+        self.keyboard.send(translate).or_else(|| {
+            if !self.keyboard.is_ready() || self.now < self.next_key {
+                return None;
+            }
+            self.next_key = self.now + self.key_pause;
+            self.keyboard.press();
+            self.keyboard.send(translate)
+        })
+    }
+
+    const fn keyboard_on(&self) -> bool {
+        self.command_byte & COMMAND_KEYBOARD_OFF == 0
     }
 }
 
@@ -211,6 +246,9 @@ impl Default for I8042 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const TSC: Frequency = Frequency::from_hz(1_000_000_000);
+    const PAUSE: u64 = KEY_PAUSE_NS;
 
     fn command(controller: &mut I8042, value: u8) -> u8 {
         assert_eq!(controller.write_command(value), Signal::None);
@@ -220,14 +258,14 @@ mod tests {
 
     #[test]
     fn nothing_waits_at_first_and_the_status_is_not_open_bus() {
-        let controller = I8042::new();
+        let controller = I8042::new(TSC);
         assert_eq!(controller.read_status(), STATUS_UNLOCKED | STATUS_SYSTEM);
         assert!(!controller.irq());
     }
 
     #[test]
     fn self_test_and_interface_tests() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert_eq!(command(&mut controller, 0xaa), 0x55);
         assert_eq!(command(&mut controller, 0xab), 0x00);
         assert_eq!(command(&mut controller, 0xa9), 0x01);
@@ -237,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_command_byte_reads_back_and_follows_the_enable_commands() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert_eq!(controller.write_command(0x60), Signal::None);
         assert_eq!(controller.write_data(0x47), Signal::None);
         assert_eq!(command(&mut controller, 0x20), 0x47);
@@ -249,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_keyboard_answers_through_the_controller_and_interrupts_if_allowed() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert_eq!(controller.write_data(0xf2), Signal::None);
         assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
         assert!(!controller.irq());
@@ -263,20 +301,42 @@ mod tests {
 
     #[test]
     fn keys_wait_while_the_port_is_off_and_are_translated_if_asked() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert!(controller.type_key(Key::Char('a')));
         assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);
         assert_eq!(controller.write_command(0xae), Signal::None);
         assert_eq!([controller.read_data(), controller.read_data()], [0x1e, 0x9e]);
         assert_eq!(controller.write_command(0x60), Signal::None);
         assert_eq!(controller.write_data(0), Signal::None);
+        controller.advance(Tsc(PAUSE));
         assert!(controller.type_key(Key::Char('a')));
         assert_eq!([controller.read_data(), controller.read_data(), controller.read_data()], [0x1c, 0xf0, 0x1c]);
     }
 
     #[test]
+    fn keys_come_one_after_the_other_whether_they_are_read_early_or_late() {
+        let mut controller = I8042::new(TSC);
+        let waits = |controller: &I8042| controller.read_status() & STATUS_OUTPUT_FULL != 0;
+        assert_eq!(controller.write_command(0xae), Signal::None);
+        controller.advance(Tsc(5));
+        assert!("abc".chars().all(|key| controller.type_key(Key::Char(key))));
+        assert_eq!(controller.next_deadline(), None, "the first is there already");
+        assert_eq!([controller.read_data(), controller.read_data()], [0x1e, 0x9e]);
+        assert_eq!((waits(&controller), controller.next_deadline()), (false, Some(Tsc(5 + PAUSE))));
+        controller.advance(Tsc(4 + PAUSE));
+        assert!(!waits(&controller));
+        controller.advance(Tsc(5 + PAUSE));
+        assert!(waits(&controller) && controller.next_deadline().is_none());
+        // Nobody reads for long; the third still comes after the second.
+        controller.advance(Tsc(10 * PAUSE));
+        assert_eq!([controller.read_data(), controller.read_data()], [0x30, 0xb0]);
+        assert_eq!([controller.read_data(), controller.read_data()], [0x2e, 0xae]);
+        assert_eq!(controller.next_deadline(), None);
+    }
+
+    #[test]
     fn an_answer_of_the_controllers_goes_before_a_key_that_waits_and_loses_none() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert_eq!(controller.write_command(0xae), Signal::None);
         assert!(controller.type_key(Key::Char('a')));
         assert_eq!(command(&mut controller, 0xab), 0x00);
@@ -285,7 +345,7 @@ mod tests {
 
     #[test]
     fn the_mouse_loop_is_answered_as_from_the_keyboard() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert_eq!(controller.write_command(0xd3), Signal::None);
         assert_eq!(controller.write_data(0x5a), Signal::None);
         assert_eq!(controller.read_status() & 0x21, STATUS_OUTPUT_FULL, "bit 5 would say that a mouse port answered");
@@ -294,17 +354,17 @@ mod tests {
 
     #[test]
     fn resets() {
-        assert_eq!(I8042::new().write_command(0xfe), Signal::Reset);
-        assert_eq!(I8042::new().write_command(0xff), Signal::None);
-        assert_eq!(I8042::new().write_fast_a20(1), Signal::Reset);
-        let mut controller = I8042::new();
+        assert_eq!(I8042::new(TSC).write_command(0xfe), Signal::Reset);
+        assert_eq!(I8042::new(TSC).write_command(0xff), Signal::None);
+        assert_eq!(I8042::new(TSC).write_fast_a20(1), Signal::Reset);
+        let mut controller = I8042::new(TSC);
         assert_eq!(controller.write_command(0xd1), Signal::None);
         assert_eq!(controller.write_data(0xfe), Signal::Reset);
     }
 
     #[test]
     fn a20_is_one_gate_with_three_handles() {
-        let mut controller = I8042::new();
+        let mut controller = I8042::new(TSC);
         assert_eq!(controller.read_fast_a20(), A20);
         assert_eq!(controller.write_command(0xd1), Signal::None);
         assert_eq!(controller.write_data(0xdd), Signal::None);
@@ -318,7 +378,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_waits_is_gone_after_some_reads(writes in prop::collection::vec(any::<(u8, u8)>(), 0..50)) {
-            let mut controller = I8042::new();
+            let mut controller = I8042::new(TSC);
             for (port, value) in writes {
                 let _ = match port % 4 {
                     0 => controller.write_data(value),
@@ -334,7 +394,8 @@ mod tests {
                     prop_assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
                 }
             }
-            for _ in 0..600 {
+            for n in 0..600 {
+                controller.advance(Tsc(n * PAUSE));
                 controller.read_data();
             }
             prop_assert_eq!(controller.read_status() & STATUS_OUTPUT_FULL, 0);

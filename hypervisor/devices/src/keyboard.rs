@@ -1,12 +1,13 @@
 //! An AT keyboard of the US layout (IBM PS/2 Hardware Interface Technical Reference, "Keyboards"), as the keyboard
 //! controller sees it.
 //!
-//! Owns what the keyboard has to send: answers to commands, and scan codes of keys that the console types. Every answer
-//! is there at once. Lights, repeat rate and key types are taken and have no effect; there are scan code sets 2 and 1.
+//! Owns what the keyboard has to send: answers to commands, and scan codes of keys that the console types, one key at a
+//! time: when the next is pressed is the caller's to say. Every answer is there at once. Lights, repeat rate and key types are taken and have no effect; there are scan code sets 2 and 1.
 
 mod keys;
 
 use alloc::collections::VecDeque;
+use keys::Stroke;
 use lamina_vmm::chipset::Key;
 
 const ACKNOWLEDGE: u8 = 0xfa;
@@ -18,7 +19,8 @@ const ECHO: u8 = 0xee;
 const ID: [u8; 2] = [0xab, 0x83];
 /// Set 2: the next code is that of a key which is released.
 const RELEASED: u8 = 0xf0;
-const CODES_MAX: usize = 512;
+/// Keys that wait to be pressed: a line of the console has fewer.
+const KEYS_MAX: usize = 512;
 const ANSWERS_MAX: usize = 16;
 
 /// A command that waits for its parameter.
@@ -34,7 +36,9 @@ enum Parameter {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Keyboard {
     answers: VecDeque<u8>,
-    /// Scan codes of set 2.
+    /// Keys that are not pressed yet.
+    waiting: VecDeque<Stroke>,
+    /// Scan codes, of set 2, of the key that is.
     codes: VecDeque<u8>,
     scanning: bool,
     set: u8,
@@ -48,6 +52,7 @@ impl Keyboard {
     pub const fn new() -> Keyboard {
         Keyboard {
             answers: VecDeque::new(),
+            waiting: VecDeque::new(),
             codes: VecDeque::new(),
             scanning: true,
             set: 2,
@@ -56,13 +61,25 @@ impl Keyboard {
         }
     }
 
-    /// Presses and releases `key`. False where there is no such key, no room, or nobody who wants to know.
+    /// Puts `key` behind those that are to be pressed. False where there is no such key, no room, or nobody who wants to
+    /// know.
     pub fn type_key(&mut self, key: Key) -> bool {
         let Some(stroke) = keys::stroke(key) else { return false };
-        // The most that one key makes: Ctrl or Shift, the key, all released again.
-        if !self.scanning || self.codes.len() + 8 > CODES_MAX {
+        if !self.scanning || self.waiting.len() >= KEYS_MAX {
             return false;
         }
+        self.waiting.push_back(stroke);
+        true
+    }
+
+    /// Whether a key waits, and all codes of the one before it were sent.
+    pub fn is_ready(&self) -> bool {
+        self.codes.is_empty() && !self.waiting.is_empty()
+    }
+
+    /// Presses and releases the next key, where there is one.
+    pub fn press(&mut self) {
+        let Some(stroke) = self.waiting.pop_front() else { return };
         let modifier = stroke.modifier;
         self.codes.extend(modifier);
         let prefix = stroke.extended.then_some(keys::EXTENDED);
@@ -72,7 +89,6 @@ impl Keyboard {
         self.codes.extend([RELEASED, stroke.code]);
         self.codes.extend(modifier.map(|_| RELEASED));
         self.codes.extend(modifier);
-        true
     }
 
     /// A byte from the controller.
@@ -125,6 +141,7 @@ impl Keyboard {
             }
             0xf2 => self.answer(&[ACKNOWLEDGE, ID[0], ID[1]]),
             0xf4..=0xf6 => {
+                self.waiting.clear();
                 self.codes.clear();
                 if value == 0xf6 {
                     self.set = 2;
@@ -164,7 +181,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn drain(keyboard: &mut Keyboard, translate: bool) -> Vec<u8> {
-        core::iter::from_fn(|| keyboard.send(translate)).collect()
+        let mut sent = Vec::new();
+        loop {
+            sent.extend(core::iter::from_fn(|| keyboard.send(translate)));
+            if !keyboard.is_ready() {
+                return sent;
+            }
+            keyboard.press();
+        }
     }
 
     fn say(keyboard: &mut Keyboard, bytes: &[u8]) -> Vec<u8> {
@@ -229,9 +253,21 @@ mod tests {
     #[test]
     fn the_buffer_fills_up() {
         let mut keyboard = Keyboard::new();
-        assert!((0..CODES_MAX).any(|_| !keyboard.type_key(Key::Char('A'))));
-        assert!(drain(&mut keyboard, true).len() <= CODES_MAX);
+        assert!((0..KEYS_MAX).all(|_| keyboard.type_key(Key::Char('A'))) && !keyboard.type_key(Key::Char('A')));
+        assert_eq!(drain(&mut keyboard, true).len(), 4 * KEYS_MAX);
         assert!(keyboard.type_key(Key::Char('A')));
+    }
+
+    #[test]
+    fn a_key_is_pressed_when_the_one_before_it_was_sent() {
+        let mut keyboard = Keyboard::new();
+        assert!(!keyboard.is_ready() && keyboard.type_key(Key::Char('a')) && keyboard.type_key(Key::Char('b')));
+        assert_eq!(keyboard.send(true), None);
+        keyboard.press();
+        assert_eq!((keyboard.is_ready(), keyboard.send(true), keyboard.send(true)), (false, Some(0x1e), Some(0x9e)));
+        assert_eq!((keyboard.is_ready(), keyboard.send(true)), (true, None));
+        keyboard.press();
+        assert_eq!(keyboard.send(true), Some(0x30));
     }
 
     proptest! {
@@ -241,9 +277,10 @@ mod tests {
             for (byte, key, translate) in bytes {
                 keyboard.receive(byte);
                 keyboard.type_key(Key::Char(key));
+                keyboard.press();
                 keyboard.send(translate);
             }
-            prop_assert!(drain(&mut keyboard, true).len() <= CODES_MAX + ANSWERS_MAX);
+            prop_assert!(drain(&mut keyboard, true).len() <= 8 * KEYS_MAX + ANSWERS_MAX);
         }
     }
 }

@@ -4,13 +4,14 @@
 //! every VM entry asks for: when a timer is due next, and what is to be done for an interrupt. Devices never see each other;
 //! what one does to another passes through here.
 //!
-//! Interrupts: an ISA line drives its input of the 8259 pair and its pin of the I/O APIC at once (interrupt 0: pin 2).
-//! The pair's output reaches the processor through the local APIC's LINT0, through pin 0 of the I/O APIC, or, with the
-//! local APIC disabled, directly. An interrupt of the 8259's goes before the local APIC's own and is not subject to the
-//! task priority (Intel SDM vol. 3, "External Interrupts"; ExtINT delivery mode). Where the processor virtualizes the local
-//! APIC, it delivers that one's own, and the 8259's alone are for the run loop.
+//! Interrupts: `interrupts` has the lines from the devices to the controllers. The 8259 pair's output reaches the processor
+//! through the local APIC's LINT0, through pin 0 of the I/O APIC, or, with the local APIC disabled, directly. An interrupt
+//! of the 8259's goes before the local APIC's own and is not subject to the task priority (Intel SDM vol. 3, "External
+//! Interrupts"; ExtINT delivery mode). Where the processor virtualizes the local APIC, it delivers that one's own, and the
+//! 8259's alone are for the run loop.
 
 mod hpet_lines;
+mod interrupts;
 mod ports;
 
 use crate::acpi_pm::AcpiPm;
@@ -21,7 +22,7 @@ use crate::hpet::Hpet;
 use crate::i8042::I8042;
 use crate::ide::{self, Ide};
 use crate::ioapic::IoApic;
-use crate::lapic::{Effect, Lapic};
+use crate::lapic::Lapic;
 use crate::pci::{Functions, Pci};
 use crate::pic::Pic;
 use crate::pit::Pit;
@@ -62,6 +63,8 @@ enum Page {
     IoApic,
     Hpet,
     Vga,
+    /// PCI's configuration space.
+    Ecam,
 }
 
 /// The devices with a deadline, as indices into [`Pc::deadlines`].
@@ -73,6 +76,7 @@ enum Timer {
     Uart,
     Lapic,
     Hpet,
+    Keyboard,
 }
 
 /// The devices of one VM.
@@ -102,11 +106,15 @@ pub struct Pc {
     shutdown: usize,
     /// The latest time seen: nothing here goes backwards, whatever the caller says.
     now: Tsc,
-    deadlines: [u64; 6],
+    deadlines: [u64; 7],
     /// The earliest of `deadlines`.
     deadline: u64,
     /// Levels of the ISA interrupt lines.
     lines: u16,
+    /// Interrupt pins that PCI devices assert, by slot: a bit for each of INTA# to INTD#.
+    intx: [u8; 32],
+    /// Levels of the ISA interrupt lines as far as PCI's interrupt lines are routed to them.
+    routed: u16,
     /// I/O APIC pins that the HPET holds high.
     hpet_pins: u32,
     /// What the run loop has to do.
@@ -123,19 +131,19 @@ impl Chipset for Pc {
         if extras.firmware.is_some() {
             BOOT_ORDER.into_iter().for_each(|(index, value)| rtc.preset(index, value));
         }
-        Pc {
+        let mut pc = Pc {
             // The maps depend on nothing but the extras, and a test builds all; without one, its devices would not
             // answer.
             ports: ports::map(extras).unwrap_or_default(),
             memory: memory_map(extras).unwrap_or_default(),
             uart: Uart::new(setup.tsc),
-            pic: Pic::new(1 << layout::SCI_IRQ),
+            pic: Pic::new(interrupts::level_triggered(extras)),
             pit: Pit::new(setup.tsc, setup.now),
             rtc,
             lapic: Lapic::new(setup.apic_id, setup.tsc),
             ioapic: IoApic::new(),
             pm: AcpiPm::new(setup.tsc, setup.now),
-            i8042: I8042::new(),
+            i8042: I8042::new(setup.tsc),
             pci: Pci::new(functions),
             fw_cfg: extras.firmware.as_ref().map(|files| FwCfg::new(setup.memory, files)),
             ide: has_ide(extras).then(|| Ide::new(extras.cdrom.map(Cdrom::new))),
@@ -146,13 +154,18 @@ impl Chipset for Pc {
             post: 0,
             shutdown: 0,
             now: setup.now,
-            deadlines: [NEVER; 6],
+            deadlines: [NEVER; 7],
             deadline: NEVER,
             lines: 0,
+            intx: [0; 32],
+            routed: 0,
             hpet_pins: 0,
             attention: Attention::empty(),
             unclaimed: 0,
-        }
+        };
+        // PCI's interrupt lines are high while nobody asserts them.
+        pc.intx_changed();
+        pc
     }
 
     fn port_read(&mut self, now: Tsc, port: u16, data: &mut [u8]) {
@@ -194,6 +207,7 @@ impl Chipset for Pc {
                 self.update_attention();
             }
             Some((Page::IoApic, offset)) => self.ioapic.read(offset, data),
+            Some((Page::Ecam, offset)) => self.pci.read_memory(offset, data),
             Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
                 hpet.read(self.now, offset, data);
                 self.hpet_changed();
@@ -228,6 +242,10 @@ impl Chipset for Pc {
             Some((Page::IoApic, offset)) => {
                 self.ioapic.write(offset, data);
                 self.deliver();
+            }
+            Some((Page::Ecam, offset)) => {
+                self.pci.write_memory(offset, data);
+                self.intx_changed();
             }
             Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
                 hpet.write(self.now, offset, data);
@@ -390,8 +408,9 @@ impl Chipset for Pc {
 
     fn type_key(&mut self, now: Tsc, key: Key) -> bool {
         self.advance(now);
+        self.i8042.advance(self.now);
         let typed = self.i8042.type_key(key);
-        self.drive(layout::KEYBOARD_IRQ, self.i8042.irq());
+        self.keyboard_changed();
         typed
     }
 
@@ -409,7 +428,7 @@ impl Pc {
     #[cold]
     fn expire(&mut self) {
         let due = |deadline: u64| deadline <= self.now.0;
-        let [pit, rtc, pm, uart, lapic, hpet] = self.deadlines.map(due);
+        let [pit, rtc, pm, uart, lapic, hpet, keyboard] = self.deadlines.map(due);
         if pit {
             self.pit.advance(self.now);
             self.pit_changed();
@@ -428,6 +447,10 @@ impl Pc {
         }
         if hpet {
             self.hpet_changed();
+        }
+        if keyboard {
+            self.i8042.advance(self.now);
+            self.keyboard_changed();
         }
         if lapic {
             self.lapic.advance(self.now);
@@ -453,6 +476,7 @@ impl Pc {
             Timer::Uart => self.uart.next_deadline(),
             Timer::Lapic => self.lapic.next_deadline(),
             Timer::Hpet => self.hpet.as_ref().and_then(Hpet::next_deadline),
+            Timer::Keyboard => self.i8042.next_deadline(),
         };
         self.deadlines[timer as usize] = deadline.map_or(NEVER, |tsc| tsc.0);
         self.deadline = self.deadlines.into_iter().fold(NEVER, u64::min);
@@ -495,59 +519,6 @@ impl Pc {
         }
     }
 
-    /// A rising edge of an ISA interrupt line, even where the one before was not seen to fall.
-    fn pulse(&mut self, irq: u8) {
-        self.drive(irq, false);
-        self.drive(irq, true);
-    }
-
-    /// Sets the level of an ISA interrupt line.
-    fn drive(&mut self, irq: u8, high: bool) {
-        let bit = 1u16 << (irq & 15);
-        if (self.lines & bit != 0) == high {
-            return;
-        }
-        self.lines ^= bit;
-        self.pic.set_line(irq, high);
-        let pin = if irq == layout::PIT_IRQ { layout::PIT_GSI } else { irq };
-        self.ioapic.set_line(pin, high);
-        self.deliver();
-    }
-
-    /// Carries out what a write to the local APIC asks of the I/O APIC.
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            // The I/O APIC and the pair of 8259s have nothing to do with it.
-            Effect::None => return self.update_attention(),
-            Effect::Eoi(vector) => self.ioapic.eoi(vector),
-            Effect::Accepting => self.ioapic.resend(),
-        }
-        self.deliver();
-    }
-
-    /// Moves what waits between the interrupt controllers, and sees whether the processor is to be interrupted.
-    fn deliver(&mut self) {
-        while let Some(message) = self.ioapic.take_message() {
-            if self.lapic.accept(&message) {
-                self.ioapic.accepted(&message);
-            }
-        }
-        self.lapic.set_lint0(self.pic.intr());
-        self.update_attention();
-    }
-
-    fn update_attention(&mut self) {
-        let own = !self.lapic.is_virtualized() && self.lapic.deliverable().is_some();
-        let interrupt = own || (self.pic.intr() && self.extint_passes());
-        self.attention.set(Attention::INTERRUPT, interrupt);
-        self.attention.set(Attention::APIC, self.lapic.has_changed());
-    }
-
-    /// Whether the 8259's output reaches the processor.
-    fn extint_passes(&self) -> bool {
-        self.lapic.passes_extint() || (self.ioapic.extint_enabled() && self.lapic.accepts_messages())
-    }
-
     /// Counts an access that was not `answered`.
     fn answered(&mut self, answered: bool) -> bool {
         if !answered {
@@ -574,6 +545,7 @@ fn memory_map(extras: &Extras) -> Result<Bus<Gpa, Page>, Overlap> {
     if extras.hpet {
         map.claim(layout::HPET, PAGE_4K, Page::Hpet)?;
     }
+    map.claim(layout::ECAM, layout::ECAM_SIZE, Page::Ecam)?;
     map.claim(layout::IOAPIC, PAGE_4K, Page::IoApic)?;
     Ok(map)
 }

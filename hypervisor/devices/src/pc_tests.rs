@@ -443,3 +443,49 @@ fn an_nmi_through_the_interrupt_command_register_is_taken_once() {
 mod extras;
 #[path = "pc_random_tests.rs"]
 mod random;
+
+#[test]
+fn a_pci_interrupt_goes_where_it_is_routed() {
+    let mut rig = Rig::new();
+    rig.program_pics(!0);
+    assert_eq!(rig.inb(0x4d1) & 0x0c, 0x0c, "interrupts 10 and 11 are level-triggered");
+    // INTA# of slot 3 is line 2, which is interrupt 11; of slot 2 line 1, interrupt 10.
+    rig.pc.set_intx(3, 0, true);
+    assert_eq!(rig.pc.acknowledge(), Some(0x3b));
+    rig.quiet(&[(0xa0, 0x20), (0x20, 0x20)]);
+    rig.pc.set_intx(2, 0, true);
+    assert_eq!(rig.pc.acknowledge(), Some(0x3a), "goes before 11");
+    rig.pc.set_intx(2, 0, false);
+    rig.quiet(&[(0xa0, 0x20), (0x20, 0x20)]);
+    assert_eq!(rig.pc.acknowledge(), Some(0x3b), "still asserted");
+    rig.quiet(&[(0xa0, 0x20), (0x20, 0x20)]);
+    // A second device on the line (INTB# of slot 2) holds it when the first lets go.
+    rig.pc.set_intx(2, 1, true);
+    rig.pc.set_intx(3, 0, false);
+    assert!(rig.pc.interrupt_pending());
+    // Routed elsewhere while it is asserted.
+    let _ = rig.pc.port_write(Tsc(0), 0xcf8, &0x8000_0860u32.to_le_bytes());
+    let _ = rig.pc.port_write(Tsc(0), 0xcfe, &[5]);
+    assert_eq!(rig.pc.acknowledge(), Some(0x35));
+    rig.quiet(&[(0x20, 0x20)]);
+    let _ = rig.pc.mmio_write(Tsc(0), Gpa(layout::ECAM.0 + 0x8062), &[0x80]);
+    assert!(!rig.pc.interrupt_pending(), "disconnected");
+}
+
+#[test]
+fn pci_interrupts_have_pins_of_their_own() {
+    let mut rig = Rig::new();
+    let ioapic = |rig: &mut Rig, index: u32, value: u32| {
+        assert!(rig.pc.mmio_write(Tsc(0), layout::IOAPIC, &index.to_le_bytes()));
+        assert!(rig.pc.mmio_write(Tsc(0), Gpa(layout::IOAPIC.0 + 0x10), &value.to_le_bytes()));
+    };
+    assert!(rig.pc.mmio_write(Tsc(0), Gpa(layout::LAPIC.0 + 0xf0), &0x1ffu32.to_le_bytes()));
+    // Pin 18, vector 0x61: level-triggered, active low.
+    ioapic(&mut rig, 0x10 + 2 * 18, 0xa061);
+    assert!(!rig.pc.interrupt_pending(), "a line that nobody asserts is high");
+    rig.pc.set_intx(3, 0, true);
+    assert_eq!(rig.pc.acknowledge(), Some(0x61));
+    rig.pc.set_intx(3, 0, false);
+    assert!(rig.pc.mmio_write(Tsc(0), Gpa(layout::LAPIC.0 + 0xb0), &[0; 4]));
+    assert!(!rig.pc.interrupt_pending());
+}

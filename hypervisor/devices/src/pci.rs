@@ -1,4 +1,5 @@
-//! PCI configuration space by mechanism 1 (PCI Local Bus Specification, "Configuration Mechanism #1"), with the
+//! PCI configuration space by mechanism 1 (PCI Local Bus Specification, "Configuration Mechanism #1") and in memory (PCI
+//! Express Base Specification, "PCI Express Enhanced Configuration Access Mechanism (ECAM)"), with the
 //! functions of a PC of the i440FX kind: host bridge (Intel 82441FX), ISA bridge, IDE (Intel 82371SB) and power
 //! management (Intel 82371AB).
 //!
@@ -14,7 +15,7 @@ mod function;
 use alloc::vec::Vec;
 use function::{Function, SIZE};
 use lamina_arch::addr::Gpa;
-use lamina_vmm::layout::PM1A_EVENT_PORT;
+use lamina_vmm::layout::{PIRQ_ISA_IRQS, PM1A_EVENT_PORT};
 
 /// Address register: the data port reaches configuration space.
 const ENABLE: u32 = 1 << 31;
@@ -73,10 +74,8 @@ pub struct Pci {
 impl Pci {
     /// As after power-on.
     pub fn new(present: Functions) -> Pci {
-        let mut functions = Vec::from([
-            (HOST_BRIDGE, host_bridge(present.firmware)),
-            (ISA_BRIDGE, isa_bridge(present.ide || present.firmware)),
-        ]);
+        let mut functions =
+            Vec::from([(HOST_BRIDGE, host_bridge(present.firmware)), (ISA_BRIDGE, isa_bridge(&present))]);
         if present.ide {
             functions.push((IDE, ide()));
         }
@@ -112,9 +111,30 @@ impl Pci {
     pub fn write_data(&mut self, offset: u8, data: &[u8]) {
         let base = self.register();
         let Some(target) = self.target() else { return };
-        let Some((_, function)) = self.functions.iter_mut().find(|(number, _)| *number == target) else { return };
+        let Some(function) = self.function_mut(target) else { return };
         for (at, &byte) in (usize::from(offset)..4).zip(data) {
             function.write(base + at, byte);
+        }
+    }
+
+    /// Reads at `offset` in the configuration space in memory. Functions have no registers beyond their first 256 bytes.
+    pub fn read_memory(&self, offset: u64, data: &mut [u8]) {
+        let (target, register) = place(offset);
+        let function = self.function(target);
+        for (at, byte) in (register..).zip(data) {
+            *byte = match function {
+                Some(function) if at < SIZE => function.read(at),
+                _ => 0xff,
+            };
+        }
+    }
+
+    /// Writes at `offset` in the configuration space in memory.
+    pub fn write_memory(&mut self, offset: u64, data: &[u8]) {
+        let (target, register) = place(offset);
+        let Some(function) = self.function_mut(target) else { return };
+        for (at, &byte) in (register..SIZE).zip(data) {
+            function.write(at, byte);
         }
     }
 
@@ -165,9 +185,18 @@ impl Pci {
     fn function(&self, target: u32) -> Option<&Function> {
         self.functions.iter().find(|(number, _)| *number == target).map(|(_, function)| function)
     }
+
+    fn function_mut(&mut self, target: u32) -> Option<&mut Function> {
+        self.functions.iter_mut().find(|(number, _)| *number == target).map(|(_, function)| function)
+    }
 }
 
 const _: () = assert!(PAM + 12 / 2 < SIZE);
+
+/// Bus, device and function, as the address register packs them, and the register at `offset` in the space in memory.
+const fn place(offset: u64) -> (u32, usize) {
+    ((offset >> 12 & 0xffff) as u32, (offset & 0xfff) as usize)
+}
 
 /// Command: memory and bus master are on and stay so.
 fn host_bridge(firmware: bool) -> Function {
@@ -181,13 +210,16 @@ fn host_bridge(firmware: bool) -> Function {
     if firmware { bridge.preset(0x2c, &SUBSYSTEM).preset(0x72, &[0x02]) } else { bridge }
 }
 
-/// Command: all three accesses are on. Interrupt routes start disconnected.
-fn isa_bridge(multifunction: bool) -> Function {
+/// Command: all three accesses are on. Interrupt routes start disconnected where firmware will make them, else as it would
+/// have.
+fn isa_bridge(present: &Functions) -> Function {
+    let multifunction = present.ide || present.firmware;
+    let routes = if present.firmware { [PIRQ_OFF; 4] } else { PIRQ_ISA_IRQS };
     Function::new(0x8086, 0x7000, 0x06_0100, 0)
         .preset(0x04, &[0x07])
         .preset(0x0e, &[if multifunction { 0x80 } else { 0 }])
         .preset(0x4c, &[0x4d, 0x00, 0x03])
-        .preset(PIRQ, &[PIRQ_OFF; 4])
+        .preset(PIRQ, &routes)
         .allow(0x4c, 0x4c, 0xff)
         .allow(0x4e, 0x4f, 0xff)
         .allow(PIRQ, PIRQ + 3, 0x8f)

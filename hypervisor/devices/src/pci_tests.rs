@@ -109,10 +109,30 @@ fn the_attribute_map_by_segment() {
 
 #[test]
 fn interrupt_lines_are_routed() {
-    let mut pci = Pci::new(Functions::default());
-    assert!((0..4).all(|pirq| pci.route(pirq).is_none()));
+    assert_eq!([0, 1, 2, 3].map(|pirq| Pci::new(Functions::default()).route(pirq)), [10, 10, 11, 11].map(Some));
+    let mut pci = Pci::new(ALL);
+    assert!((0..4).all(|pirq| pci.route(pirq).is_none()), "for firmware to route");
     write(&mut pci, 0x8000_0860, 0, &[0x0a, 0x0b, 0x8b, 0x08]);
     assert_eq!([0, 1, 2, 3].map(|pirq| pci.route(pirq)), [Some(10), Some(11), None, None]);
+}
+
+#[test]
+fn configuration_space_in_memory_is_the_same_space() {
+    let mut pci = Pci::new(ALL);
+    let read = |pci: &Pci, offset| {
+        let mut data = [0; 4];
+        pci.read_memory(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!((read(&pci, 0), read(&pci, 0x8000), read(&pci, 0x9000)), (0x1237_8086, 0x7000_8086, 0x7010_8086));
+    assert_eq!(read(&pci, 0x9000 + 0xfe) >> 16, 0xffff, "no register beyond the first 256 bytes");
+    for nobody in [0x1_0000, 0x9100, 0x10_0000, 0xfff_f000, u64::MAX] {
+        assert_eq!(read(&pci, nobody), u32::MAX, "{nobody:#x}");
+    }
+    pci.write_memory(0x9020, &0xd041u32.to_le_bytes());
+    pci.write_memory(0x90ff, &[0xff; 8]);
+    pci.write_memory(0x1_0000, &[0; 4]);
+    assert_eq!((pci.bus_master_ports(), read32(&mut pci, 0x8000_0920)), (Some(0xd040), 0xd041));
 }
 
 #[test]
@@ -144,9 +164,14 @@ proptest! {
             } else {
                 pci.read_data(offset, &mut data[..width]);
             }
+            if store {
+                pci.write_memory(gpa, &data[..width]);
+            } else {
+                pci.read_memory(gpa, &mut data[..width]);
+            }
             pci.attributes(Gpa(gpa & 0x1f_ffff));
             pci.bus_master_ports();
-        pci.power_ports();
+            pci.power_ports();
             prop_assert!(pci.route(offset).is_none_or(|irq| irq < 16));
         }
     }

@@ -19,6 +19,7 @@ use lamina_devices::pit::{PIT_HZ, Pit};
 use lamina_devices::rtc::Rtc;
 use lamina_devices::uart::Uart;
 use lamina_devices::vga::Vga;
+use lamina_vmm::chipset::Key;
 use lamina_vmm::dma::TRANSFER_MAX;
 
 const HZ: Frequency = Frequency::from_hz(1_000_000_000);
@@ -323,9 +324,14 @@ fn pci_accesses() {
 #[test]
 fn keyboard_controller_accesses() {
     check!().with_type::<Vec<Access>>().for_each(|all| {
-        let mut device = I8042::new();
-        accesses(|(kind, _, value, _)| match kind % 5 {
+        let (mut device, mut now) = (I8042::new(HZ), Tsc(0));
+        accesses(|(kind, _, value, order)| match kind % 7 {
             0 => drop(device.read_data()),
+            5 => drop(device.type_key(Key::Char(char::from(value.to_le_bytes()[0])))),
+            6 => {
+                device.advance(later(&mut now, order));
+                assert!(device.next_deadline().is_none_or(|deadline| deadline > now));
+            }
             1 => drop(device.read_status()),
             2 => drop(device.write_command(value.to_le_bytes()[0])),
             3 => drop(device.write_fast_a20(value.to_le_bytes()[0])),

@@ -1,6 +1,6 @@
 //! The ACPI tables of a VM (ACPI Specification 6.5, "ACPI Software Programming Model").
 //!
-//! Owns what firmware would leave in memory for the guest to find: RSDP, XSDT, FADT, FACS, MADT and DSDT, in the
+//! Owns what firmware would leave in memory for the guest to find: RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT, in the
 //! reserved area at [`FIRMWARE_TABLES`], RSDP first, so that a guest that looks for it (on 16-byte boundaries from
 //! 0xe0000 on) finds it at once. Firmware gets the same tables as files, with a script that says how to place them
 //! (`firmware`). Describes the PC that [`crate::layout`] lays out; has no state and no devices.
@@ -14,6 +14,7 @@ use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -21,7 +22,7 @@ use lamina_arch::addr::Gpa;
 
 use crate::host::HostMemory;
 use crate::layout::{
-    FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HPET, HPET_BLOCK_ID, IOAPIC, LAPIC, PIT_GSI, PIT_IRQ, PM_TIMER_PORT,
+    ECAM, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HPET, HPET_BLOCK_ID, IOAPIC, LAPIC, PIT_GSI, PIT_IRQ, PM_TIMER_PORT,
     PM1A_CONTROL_PORT, PM1A_EVENT_PORT, RESET_PORT, SCI_IRQ,
 };
 use crate::memory::{GuestMemory, NotMemory};
@@ -93,7 +94,7 @@ pub struct Parts<'a> {
 /// Bytes for guest memory at [`FIRMWARE_TABLES`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tables {
-    /// At most [`FIRMWARE_TABLES_SIZE`] of them.
+    /// They end before [`SMBIOS`](crate::layout::SMBIOS).
     pub bytes: Vec<u8>,
     /// Address of the RSDP.
     pub rsdp: Gpa,
@@ -150,6 +151,7 @@ impl Area {
         let dsdt = self.add(dsdt::build(parts.keyboard), 16, &[]);
         let mut listed = vec![self.add(&fadt(facs, dsdt, parts), 16, &FADT_POINTERS)];
         listed.push(self.add(&madt(parts.apic_ids), 16, &[]));
+        listed.push(self.add(&mcfg(), 16, &[]));
         if parts.hpet {
             listed.push(self.add(&hpet(), 16, &[]));
         }
@@ -258,6 +260,14 @@ fn hpet() -> Vec<u8> {
     hpet.as_slice().to_vec()
 }
 
+/// Where PCI's configuration space is in memory (PCI Firmware Specification 3.3, "MCFG Table Description"). A 440FX has it
+/// nowhere; here it is, because a guest may as well have the simpler way.
+fn mcfg() -> Vec<u8> {
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(ECAM.0, 0, 0, 0xff);
+    to_bytes(&mcfg)
+}
+
 /// Interrupt controllers and how the ISA interrupts reach them.
 fn madt(apic_ids: &[u8]) -> Vec<u8> {
     let mut madt = Sdt::new(*b"APIC", 36, MADT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -285,6 +295,7 @@ fn madt(apic_ids: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::SMBIOS;
 
     const PLAIN: Parts<'static> = Parts { apic_ids: &[0], keyboard: false, vga: false, hpet: false };
 
@@ -310,7 +321,9 @@ mod tests {
     fn all() -> (Tables, Vec<u8>, Vec<u8>) {
         let tables = build(&PLAIN);
         let xsdt = table(&tables, number(&tables.bytes, 24, 8), b"XSDT");
-        assert_eq!(xsdt.len(), 36 + 2 * 8);
+        assert_eq!(xsdt.len(), 36 + 3 * 8);
+        let mcfg = table(&tables, number(&xsdt, 52, 8), b"MCFG");
+        assert_eq!((mcfg.len(), number(&mcfg, 44, 8), &mcfg[52..56]), (60, 0xe000_0000, &[0, 0, 0, 255][..]));
         let fadt = table(&tables, number(&xsdt, 36, 8), b"FACP");
         let madt = table(&tables, number(&xsdt, 44, 8), b"APIC");
         (tables, fadt, madt)
@@ -319,7 +332,7 @@ mod tests {
     #[test]
     fn the_root_pointer_is_found_by_looking() {
         let (tables, ..) = all();
-        assert!(tables.bytes.len() as u64 <= FIRMWARE_TABLES_SIZE);
+        assert!(FIRMWARE_TABLES.0 + tables.bytes.len() as u64 <= SMBIOS.0);
         assert_eq!(&tables.bytes[..8], b"RSD PTR ");
         assert!(sums_to_zero(&tables.bytes[..20]) && sums_to_zero(&tables.bytes[..36]));
         assert_eq!(tables.bytes[15], 2, "revision");
@@ -358,9 +371,9 @@ mod tests {
         assert_eq!(number(&fadt, 109, 2), 0b101, "ISA devices, no keyboard, no VGA");
         let tables = build(&Parts { keyboard: true, vga: true, hpet: true, ..PLAIN });
         let xsdt = table(&tables, number(&tables.bytes, 24, 8), b"XSDT");
-        assert_eq!(xsdt.len(), 36 + 3 * 8);
+        assert_eq!(xsdt.len(), 36 + 4 * 8);
         assert_eq!(number(&table(&tables, number(&xsdt, 36, 8), b"FACP"), 109, 2), 0b011);
-        let hpet = table(&tables, number(&xsdt, 52, 8), b"HPET");
+        let hpet = table(&tables, number(&xsdt, 60, 8), b"HPET");
         assert_eq!((hpet.len(), hpet[40], number(&hpet, 44, 8)), (56, 0, 0xfed0_0000));
         let keyboard = 0x41d0_0303_u32.to_be_bytes();
         let tells = |dsdt: &[u8]| dsdt.windows(4).any(|window| window == keyboard);

@@ -25,6 +25,10 @@ pub const ABOVE_4G: Gpa = Gpa(0x1_0000_0000);
 pub const VGA_WINDOW: Gpa = LOW_MEMORY_END;
 /// Size of that window. Unit: bytes.
 pub const VGA_WINDOW_SIZE: u64 = 0x2_0000;
+/// PCI's configuration space in memory: 4 KiB for each function of 256 buses.
+pub const ECAM: Gpa = Gpa(0xe000_0000);
+/// Size of it. Unit: bytes.
+pub const ECAM_SIZE: u64 = 256 << 20;
 /// High precision event timer, one page of which 1 KiB is used.
 pub const HPET: Gpa = Gpa(0xfed0_0000);
 /// What the HPET calls itself, in its first register and in its table: a revision, the number of its last timer, a
@@ -77,6 +81,16 @@ pub const COM1_IRQ: u8 = 4;
 pub const RTC_IRQ: u8 = 8;
 /// Interrupt of ACPI, level-triggered, active high.
 pub const SCI_IRQ: u8 = 9;
+/// The ISA interrupts that PCI's four interrupt lines are routed to at first, as SeaBIOS does.
+pub const PIRQ_ISA_IRQS: [u8; 4] = [10, 10, 11, 11];
+/// I/O APIC pin of PCI's first interrupt line, active low, which no route concerns; the others follow.
+pub const PIRQ_GSI: u8 = 16;
+
+/// The interrupt line (0 to 3) that pin `pin` (0: INTA#) of the PCI device in `slot` is wired to: each slot begins one
+/// line further than the one before.
+pub const fn pirq(slot: u8, pin: u8) -> u8 {
+    (slot & 3).wrapping_add(pin & 3).wrapping_add(3) & 3
+}
 
 /// What the local APIC's timer counts. Unit: ticks per second. The same number is CPUID 0x15's crystal clock (ECX).
 pub const APIC_TIMER_HZ: u64 = 25_000_000;

@@ -21,7 +21,8 @@ use self::lazy::Lazy;
 use crate::frames::{FramePool, FrameSize, STOCK_LOW};
 use crate::host::HostMemory;
 use crate::layout::{
-    ABOVE_4G, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HIGH_MEMORY, LOW_MEMORY_END, OPTION_ROMS, PCI_HOLE,
+    ABOVE_4G, ECAM, ECAM_SIZE, FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE, HIGH_MEMORY, LOW_MEMORY_END, OPTION_ROMS,
+    PCI_HOLE,
 };
 use crate::nested::{Access, EntryFormat, Flush, MapError, NestedTables, TableFrames};
 
@@ -188,8 +189,16 @@ fn regions_from(size: u64, upper: Gpa) -> impl Iterator<Item = Region> {
 }
 
 /// The memory map that firmware gives in a VM of `size` bytes, sorted: all memory, where the area of the firmware
-/// tables is reserved.
+/// tables is reserved; and PCI's configuration space, which is no memory.
 pub fn e820_of(size: u64) -> impl Iterator<Item = E820Entry> {
+    const { assert!(PCI_HOLE.0 <= ECAM.0 && ECAM.0 + ECAM_SIZE <= ABOVE_4G.0) }
+    let ecam = E820Entry { region: Region { start: ECAM, length: ECAM_SIZE }, kind: E820Kind::Reserved };
+    let below = memory_map_of(size).filter(|entry| entry.region.start < ECAM);
+    below.chain([ecam]).chain(memory_map_of(size).filter(|entry| entry.region.start > ECAM))
+}
+
+/// The part of it that is memory.
+fn memory_map_of(size: u64) -> impl Iterator<Item = E820Entry> {
     const { assert!(FIRMWARE_TABLES.0 + FIRMWARE_TABLES_SIZE == HIGH_MEMORY.0) }
     regions_of(size).flat_map(|region| {
         let start = region.start;

@@ -4,7 +4,7 @@
 //! The exceptions: ACPI's registers, PCI's two ports and the status port take an access as a whole. Port 0xcf9 lies
 //! within PCI's address port; a byte there is the reset control register, a doubleword at 0xcf8 the address.
 
-use super::{Pc, has_ide};
+use super::{Pc, Timer, has_ide};
 use crate::acpi_pm;
 use crate::debug_port::DebugPort;
 use crate::ide::{self, BUS_MASTER_PORTS};
@@ -149,6 +149,8 @@ impl Pc {
             }
             (Port::ConfigData, _) => {
                 self.pci.write_data(offset, data);
+                // Its registers route PCI's interrupt lines.
+                self.intx_changed();
                 Some(Signal::None)
             }
             (Port::ConfigAddress, &[a, b, c, d]) if offset == 0 => {
@@ -247,6 +249,7 @@ impl Pc {
             Port::Pit => self.pit.read(self.now, offset),
             Port::SystemControl => self.pit.read_control(self.now),
             Port::KeyboardData => {
+                self.i8042.advance(self.now);
                 let value = self.i8042.read_data();
                 // The next byte is an edge of its own.
                 self.drive(layout::KEYBOARD_IRQ, false);
@@ -354,8 +357,9 @@ impl Pc {
             .or_else(|| within(self.pci.power_ports(), u16::from(acpi_pm::BLOCK_SIZE), Port::AcpiPm))
     }
 
-    fn keyboard_changed(&mut self) {
+    pub(super) fn keyboard_changed(&mut self) {
         self.drive(layout::KEYBOARD_IRQ, self.i8042.irq());
+        self.refresh(Timer::Keyboard);
     }
 
     fn write_reset_control(&mut self, value: u8) -> Signal {

@@ -6,13 +6,18 @@ use alloc::vec::Vec;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, IO, If, Interrupt, Memory32Fixed, Method, Name,
+    Package, Path, ResourceTemplate, Return, Scope, Store,
 };
 use acpi_tables::sdt::Sdt;
+use lamina_arch::addr::Gpa;
 use spin::Once;
 
 use super::{DSDT_REVISION, OEM_ID, OEM_REVISION, OEM_TABLE_ID, low32};
-use crate::layout::{COM1_IRQ, COM1_PORT, IOAPIC, KEYBOARD_IRQ, PCI_HOLE, PM1A_EVENT_PORT, RTC_IRQ, S5_SLP_TYP};
+use crate::layout::{
+    COM1_IRQ, COM1_PORT, ECAM, ECAM_SIZE, IOAPIC, KEYBOARD_IRQ, PCI_HOLE, PIRQ_GSI, PIRQ_ISA_IRQS, PM1A_EVENT_PORT,
+    RTC_IRQ, S5_SLP_TYP, pirq,
+};
 
 /// Ports of mechanism 1, in the middle of what the host bridge passes on.
 const CONFIG_PORT: u16 = 0xcf8;
@@ -34,6 +39,11 @@ fn ports(first: u16, count: u8) -> IO {
     IO::new(first, first, 1, count)
 }
 
+/// Addresses that the host bridge passes on, from `start` to before `end`.
+fn memory(start: Gpa, end: Gpa) -> AddressSpace<u32> {
+    AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, low32(start), low32(end) - 1, None)
+}
+
 /// A device with a hardware ID and resources. `path` is a name of 4 characters, `id` an EISA ID.
 fn device(path: &str, id: &str, unique_id: u8, resources: Vec<&dyn Aml>) -> Made {
     let hid = Name::new("_HID".into(), &EISAName::new(id));
@@ -53,6 +63,41 @@ impl Aml for Made {
     }
 }
 
+/// Whether the guest uses the I/O APIC: what it gave to `_PIC`.
+const PIC_MODE: &str = "PICM";
+/// Slots that a device can be in, beside the host bridge, which has no interrupts.
+const SLOTS: core::ops::Range<u8> = 1..32;
+
+/// A routing table: to which interrupt `of` takes the line of each pin of each slot.
+fn routes(of: impl Fn(u8) -> u8) -> Made {
+    let mut slots = Vec::new();
+    for slot in SLOTS {
+        for pin in 0..4u8 {
+            // Any function of the slot; no link device that could move it.
+            let address = u32::from(slot) << 16 | 0xffff;
+            let to = of(pirq(slot, pin));
+            let route = Package::new(vec![&address, &pin, &0u8, &to]);
+            let mut bytes = Vec::new();
+            route.to_aml_bytes(&mut bytes);
+            slots.push(Made(bytes));
+        }
+    }
+    let mut bytes = Vec::new();
+    Package::new(slots.iter().map(|slot| slot as &dyn Aml).collect()).to_aml_bytes(&mut bytes);
+    Made(bytes)
+}
+
+/// Where PCI's interrupts go: to pins of the I/O APIC of their own, or to the ISA interrupts that firmware routes them to.
+fn routing() -> Made {
+    let mode = Path::new(PIC_MODE);
+    let (ioapic, pic) = (routes(|line| PIRQ_GSI + line), routes(|line| PIRQ_ISA_IRQS[usize::from(line & 3)]));
+    let (to_ioapic, to_pic) = (Return::new(&ioapic), Return::new(&pic));
+    let choice = If::new(&mode, vec![&to_ioapic]);
+    let mut bytes = Vec::new();
+    Method::new("_PRT".into(), 0, false, vec![&choice, &to_pic]).to_aml_bytes(&mut bytes);
+    Made(bytes)
+}
+
 /// The host bridge: root of PCI, with what it passes on to its bus.
 fn host_bridge(isa_bridge: &dyn Aml) -> Made {
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
@@ -64,17 +109,13 @@ fn host_bridge(isa_bridge: &dyn Aml) -> Made {
             &ports(CONFIG_PORT, CONFIG_PORT_COUNT),
             &AddressSpace::new_io(0u16, CONFIG_PORT - 1, None),
             &AddressSpace::new_io(CONFIG_PORT + u16::from(CONFIG_PORT_COUNT), 0xffff, None),
-            &AddressSpace::new_memory(
-                AddressSpaceCacheable::NotCacheable,
-                true,
-                low32(PCI_HOLE),
-                low32(IOAPIC) - 1,
-                None,
-            ),
+            &memory(PCI_HOLE, ECAM),
+            &memory(ECAM + ECAM_SIZE, IOAPIC),
         ]),
     );
+    let routing = routing();
     let mut bytes = Vec::new();
-    Device::new("PCI0".into(), vec![&hid, &uid, &crs, isa_bridge]).to_aml_bytes(&mut bytes);
+    Device::new("PCI0".into(), vec![&hid, &uid, &crs, &routing, isa_bridge]).to_aml_bytes(&mut bytes);
     Made(bytes)
 }
 
@@ -100,9 +141,16 @@ fn make(keyboard: bool) -> Vec<u8> {
     }
     let isa_bridge = Device::new("ISA0".into(), on_isa);
     let host_bridge = host_bridge(&isa_bridge);
+    // Reserved, so that a guest neither gives it to a device nor doubts the table that tells of it.
+    let ecam_size = u32::try_from(ECAM_SIZE).unwrap_or(u32::MAX);
+    let ecam = device("ECAM", "PNP0C02", 1, vec![&Memory32Fixed::new(true, low32(ECAM), ecam_size)]);
 
     let mut aml = Vec::new();
-    Scope::new("\\_SB_".into(), vec![&host_bridge]).to_aml_bytes(&mut aml);
+    let mode = Path::new(PIC_MODE);
+    Name::new(PIC_MODE.into(), &0u8).to_aml_bytes(&mut aml);
+    let set_mode = Store::new(&mode, &Arg(0));
+    Method::new("_PIC".into(), 1, false, vec![&set_mode]).to_aml_bytes(&mut aml);
+    Scope::new("\\_SB_".into(), vec![&host_bridge, &ecam]).to_aml_bytes(&mut aml);
     let sleep_types = Package::new(vec![&S5_SLP_TYP, &S5_SLP_TYP, &0u8, &0u8]);
     Name::new("\\_S5_".into(), &sleep_types).to_aml_bytes(&mut aml);
 

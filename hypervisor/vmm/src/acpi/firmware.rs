@@ -160,7 +160,7 @@ mod tests {
         };
         let xsdt = table(word(rsdp, 24));
         let listed: Vec<_> = xsdt[36..].chunks(8).map(|entry| table(word(entry, 0))).collect();
-        assert_eq!(listed.iter().map(|table| &table[..4]).collect::<Vec<_>>(), [b"FACP", b"APIC", b"HPET"]);
+        assert_eq!(listed.iter().map(|table| &table[..4]).collect::<Vec<_>>(), [b"FACP", b"APIC", b"MCFG", b"HPET"]);
         let rsdt = table(word(rsdp, 16));
         assert_eq!((&rsdt[..4], word(rsdt, 36)), (&b"RSDT"[..], word(xsdt, 36)));
         let fadt = listed[0];

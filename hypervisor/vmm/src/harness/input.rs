@@ -13,7 +13,7 @@ use crate::config::{Blob, MAGIC, blob_bytes, parse};
 use crate::console::Console;
 use crate::fake_memory::FakeMemory;
 use crate::frames::FramePool;
-use crate::layout::{FIRMWARE_TABLES, FIRMWARE_TABLES_SIZE};
+use crate::layout::{FIRMWARE_TABLES, SMBIOS};
 use crate::load::{self, LoadArgs};
 use crate::memory::{Backing, GuestMemory};
 
@@ -174,7 +174,7 @@ fn acpi_tables_fit_and_sum_to_zero() {
         let ids = &ids[..ids.len().min(16)];
         let parts = Parts { apic_ids: ids, keyboard: *keyboard, vga: *vga, hpet: *hpet };
         let tables = acpi::build(&parts);
-        assert!(tables.bytes.len() as u64 <= FIRMWARE_TABLES_SIZE && tables.rsdp == FIRMWARE_TABLES);
+        assert!(FIRMWARE_TABLES.0 + tables.bytes.len() as u64 <= SMBIOS.0 && tables.rsdp == FIRMWARE_TABLES);
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
         let rsdp = tables.rsdp_bytes();
         assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(rsdp)), (&b"RSD PTR "[..], 0, 0));

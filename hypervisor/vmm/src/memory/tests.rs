@@ -35,7 +35,7 @@ fn regions_are_those_of_a_pc() {
 #[test]
 fn the_memory_map_reserves_the_firmware_tables() {
     let kinds: Vec<_> = e820_of(4 * PAGE_1G).map(|entry| (entry.region.start.0, entry.kind as u32)).collect();
-    assert_eq!(kinds, [(0, 1), (0xe_0000, 2), (0x10_0000, 1), (0x1_0000_0000, 1)]);
+    assert_eq!(kinds, [(0, 1), (0xe_0000, 2), (0x10_0000, 1), (0xe000_0000, 2), (0x1_0000_0000, 1)]);
 }
 
 #[test]

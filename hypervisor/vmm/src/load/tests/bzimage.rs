@@ -88,7 +88,8 @@ fn the_kernel_starts_as_the_protocol_says() {
         .map(|i| zero_page + 0x2d0 + i * 20)
         .map(|at| (bench.number(at, 8), bench.number(at + 8, 8), bench.number(at + 16, 4)))
         .collect();
-    assert_eq!(map, [(0, 0xa_0000, 1), (0xe_0000, 0x2_0000, 2), (0x10_0000, 63 * MIB, 1)]);
+    let ecam = (0xe000_0000, 0x1000_0000, 2);
+    assert_eq!(map, [(0, 0xa_0000, 1), (0xe_0000, 0x2_0000, 2), (0x10_0000, 63 * MIB, 1), ecam]);
 }
 
 #[test]

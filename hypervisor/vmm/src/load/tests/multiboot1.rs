@@ -69,11 +69,12 @@ fn a_kernel_of_32_bits_starts_as_the_specification_says() {
     assert_eq!(module(0), (0x10_3000, vec![5; 4097], "first".into()));
     assert_eq!(module(1), (0x10_5000, b"2".to_vec(), String::new()));
     let (map, length) = (bench.number(info + 48, 4), bench.number(info + 44, 4));
-    assert_eq!(length, 3 * 24);
+    assert_eq!(length, 4 * 24);
     let entry = |n: u64| [(0, 4), (4, 8), (12, 8), (20, 4)].map(|(at, width)| bench.number(map + 24 * n + at, width));
     assert_eq!(entry(0), [20, 0, 0xa_0000, 1]);
     assert_eq!(entry(1), [20, 0xe_0000, 0x2_0000, 2]);
     assert_eq!(entry(2), [20, 0x10_0000, 31 * MIB, 1]);
+    assert_eq!(entry(3), [20, 0xe000_0000, 0x1000_0000, 2]);
 }
 
 #[test]

@@ -95,7 +95,8 @@ fn a_kernel_starts_as_the_specification_says() {
     let low = [0, 0, 0xa_0000, 0, 1, 0];
     let tables = [0xe_0000, 0, 0x2_0000, 0, 2, 0];
     let high = [0x10_0000, 0, 31 << 20, 0, 1, 0];
-    assert_eq!(words(of_kind(&tags, 6)[0]), [&[24, 0][..], &low, &tables, &high].concat());
+    let ecam = [0xe000_0000, 0, 0x1000_0000, 0, 2, 0];
+    assert_eq!(words(of_kind(&tags, 6)[0]), [&[24, 0][..], &low, &tables, &high, &ecam].concat());
     assert_eq!(of_kind(&tags, 15), [rsdp]);
     for absent in [8, 9, 14, 21] {
         assert!(of_kind(&tags, absent).is_empty(), "{absent}");

@@ -42,9 +42,6 @@ fn looked_at(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     ensure!(!complains(&words), "disassembled:\n{words}");
     let words = iasl(directory, &["-p", "again", &file.replace(".dat", ".dsl")])?;
     ensure!(words.contains(" 0 Errors, 0 Warnings"), "compiled again:\n{words}");
-    // The root pointers and the FACS are laid out by the compiler itself.
-    let again = std::fs::read(directory.join("again.aml"))?;
-    ensure!(again.len() == bytes.len(), "{} bytes became {}", bytes.len(), again.len());
     Ok(())
 }
 

@@ -18,6 +18,7 @@ fn run(stage: &Stage) -> Result<()> {
     fs::write(here.join("hello"), &hello)?;
     fs::write(here.join("text"), "no kernel")?;
     fs::write(here.join("lies"), lying(hello))?;
+    fs::write(here.join("rom"), vec![0; 17 << 20])?;
     fs::write(here.join("initrd"), vec![0; 40 << 20])?;
 
     let one = |keys: &str| format!("[[vm]]\nname = \"a\"\n{keys}\n");
@@ -29,6 +30,8 @@ fn run(stage: &Stage) -> Result<()> {
         (one("kernel = \"lies\""), "kernel = \"[^\"]*lies\""),
         (one("kernel = \"hello\"\nkernle = \"hello\""), "kernle = \"hello\": unknown key"),
         (one("kernel = \"hello\"\nmemory = \"3X\""), "memory = \"3X\""),
+        (one("kernel = \"hello\"\nmemory = \"5000\""), "memory = \"5000\": not a multiple of 4K"),
+        (one("firmware = \"rom\""), "firmware = \"[^\"]*rom\": firmware of 17825792 bytes: .*16 MiB at most"),
         (one("kernel = \"hello\"\nmemory = \"1024G\""), "memory = \"1024G\": does not fit"),
         (one(linux), "initrd = \"[^\"]*initrd\""),
         (two, "name = \"a\": another VM"),

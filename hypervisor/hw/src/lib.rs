@@ -40,6 +40,7 @@ pub mod report;
 pub mod rtc;
 pub mod screen;
 pub mod serial;
+mod speculation;
 pub mod svm;
 pub mod symbols;
 pub mod timer;

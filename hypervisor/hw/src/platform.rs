@@ -143,6 +143,10 @@ impl<B: Backend> Host for Platform<B> {
         [answer.eax, answer.ebx, answer.ecx, answer.edx]
     }
 
+    fn arch_capabilities(&self) -> u64 {
+        crate::speculation::capabilities()
+    }
+
     fn audit(&self, violation: &mut dyn FnMut(String)) {
         paging::audit(self.memory.regions(), violation);
     }

@@ -41,15 +41,26 @@ const SKYLAKE_7: u32 = HASWELL_7 | bits(&[18, 19, 20, 23]);
 /// Beside those: CLWB, AVX512F, AVX512DQ, AVX512CD, AVX512BW, AVX512VL.
 const SKYLAKE_SERVER_7: u32 = SKYLAKE_7 | bits(&[24, 16, 17, 28, 30, 31]);
 
+/// Leaf 7, EDX, of all of them: MD_CLEAR, IBRS and IBPB, STIBP, IA32_ARCH_CAPABILITIES, SSBD: what a guest needs for its own
+/// defence came by microcode to processors that were there already.
+const SPECULATION: u32 = bits(&[10, 26, 27, 29, 31]);
+
 /// The models.
 pub const MODELS: [Model; 5] = [
     Model { name: "host", leaf1_ecx: !0, leaf7: [!0; 3], xcr0: !0, xsave: !0, extended_ecx: !0 },
     // What every x86-64 processor since 2009 has ("x86-64-v2" in the psABI): no XSAVE, so no AVX.
-    Model { name: "baseline", leaf1_ecx: BASELINE_ECX, leaf7: [0; 3], xcr0: 0, xsave: 0, extended_ecx: bits(&[0]) },
+    Model {
+        name: "baseline",
+        leaf1_ecx: BASELINE_ECX,
+        leaf7: [0, 0, SPECULATION],
+        xcr0: 0,
+        xsave: 0,
+        extended_ecx: bits(&[0]),
+    },
     Model {
         name: "haswell",
         leaf1_ecx: HASWELL_ECX,
-        leaf7: [HASWELL_7, 0, 0],
+        leaf7: [HASWELL_7, 0, SPECULATION],
         xcr0: 0b111,
         xsave: 0b1,
         extended_ecx: bits(&[0, 5]),
@@ -57,7 +68,7 @@ pub const MODELS: [Model; 5] = [
     Model {
         name: "skylake",
         leaf1_ecx: HASWELL_ECX,
-        leaf7: [SKYLAKE_7, 0, 0],
+        leaf7: [SKYLAKE_7, 0, SPECULATION],
         xcr0: 0b111,
         xsave: 0b111,
         extended_ecx: bits(&[0, 5, 8]),
@@ -65,7 +76,7 @@ pub const MODELS: [Model; 5] = [
     Model {
         name: "skylake-server",
         leaf1_ecx: HASWELL_ECX,
-        leaf7: [SKYLAKE_SERVER_7, 0, 0],
+        leaf7: [SKYLAKE_SERVER_7, 0, SPECULATION],
         xcr0: 0b1110_0111,
         xsave: 0b111,
         extended_ecx: bits(&[0, 5, 8]),

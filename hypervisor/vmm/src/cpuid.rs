@@ -11,6 +11,7 @@ use lamina_arch::hypercall;
 use lamina_arch::time::Frequency;
 
 use crate::layout;
+use crate::msr::Speculation;
 
 /// EAX, EBX, ECX, EDX.
 pub type Answer = [u32; 4];
@@ -77,14 +78,16 @@ const LEAF7_EBX_AVX512: u32 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 
 /// AVX512_VPOPCNTDQ, RDPID.
 const LEAF7_ECX: u32 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
 const LEAF7_ECX_AVX512: u32 = 1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14;
-/// Leaf 7.0, EDX: fast short REP MOV.
-const LEAF7_EDX: u32 = 1 << 4;
+/// Leaf 7.0, EDX: fast short REP MOV, MD_CLEAR, IBRS and IBPB, STIBP, IA32_ARCH_CAPABILITIES, SSBD.
+const LEAF7_EDX: u32 = 1 << 4 | 1 << 10 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31;
 /// Leaf 0xd.1, EAX: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES.
 const LEAFD1_EAX: u32 = 0b111;
 /// Leaf 0x80000001, ECX: LAHF/SAHF in 64-bit mode, LZCNT, PREFETCHW.
 const EXT1_ECX: u32 = 1 | 1 << 5 | 1 << 8;
 /// Leaf 0x80000001, EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 const EXT1_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+/// Leaf 0x80000008, EBX: IBPB, IBRS, STIBP, how these are best used (bits 19:16), SSBD, SSB_NO, PSFD.
+const EXT8_EBX: u32 = 1 << 12 | 0b11_1111 << 14 | 1 << 24 | 1 << 26 | 1 << 28;
 /// Leaf 0x80000007, EDX bit 8: invariant TSC.
 const INVARIANT_TSC: u32 = 1 << 8;
 
@@ -261,8 +264,8 @@ impl Cpuid {
         }
         // The TSC that guests see never stops and never changes its rate: the calibration would have failed else.
         self.push(0x8000_0007, 0, [0, 0, 0, INVARIANT_TSC]);
-        let widths = if max >= 0x8000_0008 { processor(0x8000_0008, 0)[0] & 0xffff } else { 0x3024 };
-        self.push(0x8000_0008, 0, [widths, 0, 0, 0]);
+        let [widths, ebx, ..] = if max >= 0x8000_0008 { processor(0x8000_0008, 0) } else { [0x3024, 0, 0, 0] };
+        self.push(0x8000_0008, 0, [widths & 0xffff, ebx & EXT8_EBX, 0, 0]);
     }
 
     /// The CR4 bits whose features are shown.
@@ -385,6 +388,12 @@ impl Cpuid {
         self.cr4
     }
 
+    /// The MSRs that control speculation, as far as they are shown; `capabilities` is the processor's
+    /// IA32_ARCH_CAPABILITIES.
+    pub fn speculation(&self, capabilities: u64) -> Speculation {
+        Speculation::shown(self.at(7, 0)[3], self.at(0x8000_0008, 0)[1], capabilities)
+    }
+
     /// The guest's physical-address width. Unit: bits.
     pub fn physical_bits(&self) -> u32 {
         self.at(0x8000_0008, 0)[0] & 0xff
@@ -452,7 +461,7 @@ mod tests {
         for (bit, name) in [(3, "PKU"), (5, "WAITPKG"), (7, "CET"), (13, "TME"), (16, "LA57"), (31, "PKS")] {
             assert_eq!(ecx & 1 << bit, 0, "{name}");
         }
-        assert_eq!(edx, 1 << 4, "no speculation controls, no UINTR, no AMX");
+        assert_eq!(edx, 1 << 4 | 1 << 10 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31, "no L1D_FLUSH, no UINTR, no AMX");
         assert_eq!(m.answer(0xd, 1, 0, 0)[0] & 1 << 3, 0, "XSAVES");
         assert_eq!(m.answer(0xa, 0, 0, 0), [0; 4], "no performance counters");
         assert_eq!(m.answer(0x8000_0001, 0, 0, 0)[2] & 1 << 2, 0, "SVM");

@@ -81,6 +81,11 @@ pub trait Host: HostMemory {
     /// CPUID of the machine's processor: EAX, EBX, ECX, EDX of `leaf` and `subleaf`. Slow: never on an exit.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
 
+    /// IA32_ARCH_CAPABILITIES of the machine's processor; 0 where it has none.
+    fn arch_capabilities(&self) -> u64 {
+        0
+    }
+
     /// Tells `violation`, in a sentence each, what is wrong with the hypervisor's own memory: pages that can be written
     /// and run, memory of VMs that can be run, or that is mapped anywhere but in its one place.
     fn audit(&self, violation: &mut dyn FnMut(String));

@@ -6,12 +6,14 @@
 //! all of them for users. SDM vol. 4, "Architectural MSRs".
 
 mod refused;
+mod speculation;
 
 use lamina_arch::cr::{Cr0, Efer};
 use lamina_arch::event::GuestFault;
 use lamina_arch::msr;
 
 pub use refused::Refused;
+pub use speculation::{Effect, Speculation};
 
 /// MSRs that the guest reads and writes itself: both vendors have them in the guest's state, or move them with it.
 pub const PASSED: [u32; 10] = [
@@ -50,6 +52,8 @@ pub struct Msrs {
     default_type: u64,
     /// IA32_TSC_ADJUST: what the guest has added to its TSC. Unit: ticks, two's complement.
     pub tsc_adjust: u64,
+    /// What the guest controls of speculation; its writes go by [`Speculation::write`].
+    pub speculation: Speculation,
     physical_mask: u64,
 }
 
@@ -77,7 +81,7 @@ const fn mtrr(index: u32) -> Option<Mtrr> {
 impl Msrs {
     /// As firmware leaves them on a processor of `physical_bits` address bits: memory write-back, the legacy video
     /// window and the hole below 4 GiB uncached, the ROM area write-protected.
-    pub fn new(physical_bits: u32) -> Msrs {
+    pub fn new(physical_bits: u32, speculation: Speculation) -> Msrs {
         const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
         const WRITE_PROTECT: u64 = 0x0505_0505_0505_0505;
         let physical_mask = (1u64 << physical_bits.clamp(36, 52)) - 1;
@@ -88,7 +92,7 @@ impl Msrs {
         fixed[0] = WRITE_BACK;
         fixed[1] = WRITE_BACK;
         fixed[2] = 0;
-        Msrs { variable, fixed, default_type: 0xc06, tsc_adjust: 0, physical_mask }
+        Msrs { variable, fixed, default_type: 0xc06, tsc_adjust: 0, speculation, physical_mask }
     }
 
     /// RDMSR.
@@ -111,6 +115,7 @@ impl Msrs {
             // AMD's processors with long mode have these three, and kernels read them without asking.
             msr::SYSCFG | msr::NB_CFG => 0,
             msr::HWCR => HWCR,
+            msr::IA32_SPEC_CTRL | msr::IA32_ARCH_CAPABILITIES => self.speculation.get(index)?,
             msr::IA32_PLATFORM_ID | msr::IA32_BIOS_SIGN_ID | msr::IA32_DEBUGCTL => 0,
             _ => match mtrr(index)? {
                 Mtrr::Variable(i) => self.variable[i],
@@ -209,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_is_not_emulated_faults() {
-        let mut m = Msrs::new(39);
+        let mut m = Msrs::new(39, Speculation::default());
         for index in [0x3a, 0x48, 0x10a, 0x122, 0x345, 0x480, 0x20_0000, 0xc001_0114, 0x20f + 1] {
             assert_eq!(m.read(index), Err(GuestFault::GP0), "{index:#x}");
             assert_eq!(m.write(index, 0), Err(GuestFault::GP0), "{index:#x}");
@@ -232,9 +237,9 @@ mod tests {
     #[test]
     fn the_users_list_has_what_there_is() {
         // What `exit::msr` answers itself, beside the local APIC's.
-        const ELSEWHERE: [u32; 4] =
-            [msr::IA32_TSC_DEADLINE, msr::IA32_TIME_STAMP_COUNTER, msr::IA32_EFER, msr::IA32_PAT];
-        let mut m = Msrs::new(39);
+        const ELSEWHERE: [u32; 5] =
+            [msr::IA32_TSC_DEADLINE, msr::IA32_TIME_STAMP_COUNTER, msr::IA32_EFER, msr::IA32_PAT, msr::IA32_PRED_CMD];
+        let mut m = Msrs::new(39, Speculation::shown(!0, !0, 0));
         let mut is_there = |index: u32| {
             let here = m.read(index).is_ok() || m.write(index, 0).is_ok();
             here || crate::exit::msr::is_apic(index) || ELSEWHERE.contains(&index)
@@ -246,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_kernels_read_on_amd_without_asking_is_there() {
-        let mut m = Msrs::new(39);
+        let mut m = Msrs::new(39, Speculation::default());
         assert_eq!((m.read(msr::HWCR), m.read(msr::SYSCFG)), (Ok(1 << 24), Ok(0)));
         assert_eq!((m.write(msr::HWCR, 1 << 24), m.write(msr::SYSCFG, 0)), (Ok(()), Ok(())));
         assert_eq!((m.write(msr::NB_CFG, 1 << 46), m.read(msr::NB_CFG)), (Ok(()), Ok(0)));
@@ -257,7 +262,7 @@ mod tests {
 
     #[test]
     fn mtrrs_keep_good_values_and_refuse_bad_types() {
-        let mut m = Msrs::new(39);
+        let mut m = Msrs::new(39, Speculation::default());
         assert_eq!(m.write(0x200, 0x8000_0006), Ok(()));
         assert_eq!(m.read(0x200), Ok(0x8000_0006));
         assert_eq!(m.write(0x200, 0x8000_0002), Err(GuestFault::GP0));

@@ -233,6 +233,12 @@ pub trait Vcpu {
     /// The CR4 bits that the guest may change without an exit; every other bit exits when it changes.
     fn allow_cr4(&mut self, bits: Cr4);
 
+    /// IA32_SPEC_CTRL while this virtual processor is loaded; 0 at first. Only where CPUID shows the bits.
+    fn set_speculation_control(&mut self, value: u64);
+
+    /// Indirect branches behind this are not predicted by those before it. Only where CPUID shows the barrier.
+    fn prediction_barrier(&mut self);
+
     /// The four page-directory-pointer-table entries of PAE paging, which the processor does not load by itself when
     /// software finishes a MOV to CR0 or CR4.
     fn set_pdptes(&mut self, entries: [u64; 4]);

@@ -31,7 +31,7 @@ use super::step::{Follows, Stepper, behind_instruction};
 use super::switched::{read_debug, read_tsc_aux, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
-use crate::{apic, percpu, timer};
+use crate::{apic, percpu, speculation, timer};
 
 /// DPL in a segment's rights, bits 6:5.
 const DPL: u32 = 3 << 5;
@@ -53,6 +53,8 @@ pub struct SvmVcpu {
     tsc_aux: u64,
     /// DR0 to DR3.
     debug: [u64; 4],
+    /// The guest's IA32_SPEC_CTRL, in the processor while loaded.
+    speculation_control: u64,
     asid: u16,
     loaded: bool,
     shared: &'static Shared,
@@ -76,6 +78,7 @@ impl SvmVcpu {
             extended: ExtendedState::new(),
             tsc_aux: 0,
             debug: [0; 4],
+            speculation_control: 0,
             asid,
             loaded: false,
             shared,
@@ -376,6 +379,17 @@ impl Vcpu for SvmVcpu {
         // The processor knows no single bits of CR4: every write exits.
     }
 
+    fn set_speculation_control(&mut self, value: u64) {
+        self.speculation_control = value;
+        if self.loaded {
+            speculation::write_control(value);
+        }
+    }
+
+    fn prediction_barrier(&mut self) {
+        speculation::barrier();
+    }
+
     fn set_pdptes(&mut self, _entries: [u64; 4]) {
         // Under nested paging the processor reads them from memory whenever it needs them (APM vol. 2, "Legacy PAE
         // Mode" under "Nested Paging").
@@ -394,6 +408,9 @@ impl Vcpu for SvmVcpu {
             write_tsc_aux(self.tsc_aux);
         }
         write_debug(&self.debug);
+        if self.speculation_control != 0 {
+            speculation::write_control(self.speculation_control);
+        }
         self.loaded = true;
     }
 
@@ -407,5 +424,8 @@ impl Vcpu for SvmVcpu {
             self.tsc_aux = read_tsc_aux();
         }
         self.debug = read_debug();
+        if self.speculation_control != 0 {
+            speculation::write_control(0);
+        }
     }
 }

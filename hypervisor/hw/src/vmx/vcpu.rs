@@ -35,6 +35,7 @@ use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
 use super::switched::{read_cr2, read_debug, read_msr, write_cr2, write_debug, write_msr};
 use super::vmcs::{Current, Vmcs, invalidate_ept, invalidate_vpid};
 use crate::percpu::{self, SWITCHED_MSRS};
+use crate::speculation;
 use crate::xstate::ExtendedState;
 
 /// EPT pointer: tables of four levels (bits 5:3), write-back (bits 2:0).
@@ -75,6 +76,8 @@ pub struct VmxVcpu {
     /// DR0 to DR3 and DR6.
     debug: [u64; 5],
     cr2: u64,
+    /// The guest's IA32_SPEC_CTRL, in the processor while loaded.
+    speculation_control: u64,
     ept_pointer: u64,
     apic: Option<VirtualApic>,
     vpid: u16,
@@ -101,6 +104,7 @@ impl VmxVcpu {
             switched: [0; SWITCHED.len()],
             debug: [0, 0, 0, 0, 0xffff_0ff0],
             cr2: 0,
+            speculation_control: 0,
             ept_pointer: 0,
             apic: None,
             vpid: vm,
@@ -450,6 +454,17 @@ impl Vcpu for VmxVcpu {
         self.vmcs.current().write(field::CR4_GUEST_HOST_MASK, !(bits - CR4_FORCED).bits());
     }
 
+    fn set_speculation_control(&mut self, value: u64) {
+        self.speculation_control = value;
+        if self.loaded {
+            speculation::write_control(value);
+        }
+    }
+
+    fn prediction_barrier(&mut self) {
+        speculation::barrier();
+    }
+
     fn set_pdptes(&mut self, entries: [u64; 4]) {
         let mut vmcs = self.vmcs.current();
         let fields = [field::GUEST_PDPTE0, field::GUEST_PDPTE1, field::GUEST_PDPTE2, field::GUEST_PDPTE3];
@@ -496,6 +511,9 @@ impl Vcpu for VmxVcpu {
         }
         write_debug(&self.debug);
         write_cr2(self.cr2);
+        if self.speculation_control != 0 {
+            speculation::write_control(self.speculation_control);
+        }
         percpu::current().current_vm.store(self.vpid, Ordering::Relaxed);
         self.loaded = true;
     }
@@ -514,5 +532,8 @@ impl Vcpu for VmxVcpu {
         left.known.store(true, Ordering::Relaxed);
         self.debug = read_debug();
         self.cr2 = read_cr2();
+        if self.speculation_control != 0 {
+            speculation::write_control(0);
+        }
     }
 }

@@ -9,7 +9,7 @@ use lamina_arch::time::Tsc;
 use super::{Resume, chipset_now};
 use crate::chipset::Chipset;
 use crate::host::Host;
-use crate::msr::{efer_written, is_valid_pat};
+use crate::msr::{Effect, efer_written, is_valid_pat};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -59,6 +59,7 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
             Ok(())
         }
         msr::IA32_PAT => Err(GuestFault::GP0),
+        msr::IA32_SPEC_CTRL | msr::IA32_PRED_CMD => write_speculation(vm, index, value),
         _ => vm.msrs.write(index, value),
     };
     match written {
@@ -96,6 +97,15 @@ fn move_tsc<V: Vcpu, C: Chipset>(vm: &mut Vm<V, C>, now: Tsc, adjust: u64) -> Re
     let deadline = read_deadline(&mut vm.chipset, vm.msrs.tsc_adjust, now)?;
     vm.set_tsc_adjust(adjust);
     if deadline == 0 { Ok(()) } else { write_deadline(&mut vm.chipset, adjust, now, deadline) }
+}
+
+fn write_speculation<V: Vcpu, C>(vm: &mut Vm<V, C>, index: u32, value: u64) -> Result<(), GuestFault> {
+    match vm.msrs.speculation.write(index, value)? {
+        Some(Effect::Control(value)) => vm.vcpu.set_speculation_control(value),
+        Some(Effect::Barrier) => vm.vcpu.prediction_barrier(),
+        None => {}
+    }
+    Ok(())
 }
 
 fn write_efer<V: Vcpu, C>(vm: &mut Vm<V, C>, value: u64) -> Result<(), GuestFault> {

@@ -187,9 +187,12 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
             msr::IA32_TSC_DEADLINE => msrs::write_deadline(self.chipset, self.msrs.tsc_adjust, now, value),
             _ if msrs::is_apic(index) => self.chipset.msr_write(now, index, value),
             // These move the TSC, or are the vCPU's.
-            msr::IA32_TIME_STAMP_COUNTER | msr::IA32_TSC_ADJUST | msr::IA32_EFER | msr::IA32_PAT => {
-                return Answer::Refused;
-            }
+            msr::IA32_TIME_STAMP_COUNTER
+            | msr::IA32_TSC_ADJUST
+            | msr::IA32_EFER
+            | msr::IA32_PAT
+            | msr::IA32_SPEC_CTRL
+            | msr::IA32_PRED_CMD => return Answer::Refused,
             _ => self.msrs.write(index, value),
         };
         if written.is_ok() { self.unchanged() } else { Answer::Refused }

@@ -27,6 +27,8 @@ pub struct Trace {
     pub loads: u32,
     /// How often it went out.
     pub unloads: u32,
+    /// Values of IA32_SPEC_CTRL set, and (`None`) barriers for indirect branches.
+    pub speculation: Vec<Option<u64>>,
     /// Page-directory pointers set.
     pub pdptes: Vec<[u64; 4]>,
     /// How often the translations of the guest's own paging were forgotten.

@@ -556,6 +556,14 @@ impl Vcpu for FakeVcpu {
         self.trace(|t| t.allowed_cr4 = Some(bits));
     }
 
+    fn set_speculation_control(&mut self, value: u64) {
+        self.trace(|t| t.speculation.push(Some(value)));
+    }
+
+    fn prediction_barrier(&mut self) {
+        self.trace(|t| t.speculation.push(None));
+    }
+
     fn set_pdptes(&mut self, entries: [u64; 4]) {
         self.trace(|t| t.pdptes.push(entries));
     }

@@ -66,6 +66,22 @@ fn what_is_executed_again_has_the_resume_flag() {
 }
 
 #[test]
+fn speculation_is_the_guests_to_control() {
+    let notes = Notes::new();
+    let world = run_one([
+        wrmsr(msr::IA32_SPEC_CTRL, 0b101),
+        wrmsr(msr::IA32_PRED_CMD, 1),
+        // No such bits: nothing reaches the processor.
+        wrmsr(msr::IA32_SPEC_CTRL, 1 << 63),
+        wrmsr(msr::IA32_PRED_CMD, 2),
+        rdmsr(msr::IA32_SPEC_CTRL),
+        notes.note(|cpu| cpu.gprs().get(Gpr::Rax)),
+    ]);
+    assert_eq!(world.trace(1).speculation, [Some(0b101), None]);
+    assert_eq!(notes.taken(), [0b101]);
+}
+
+#[test]
 fn msrs_that_are_emulated_keep_what_is_written_and_fill_edx_and_eax() {
     let steps = || wrmsr(msr::IA32_MTRR_PHYSMASK0 + 2, 0x7f_8000_0800);
     let notes = Notes::new();

@@ -217,12 +217,12 @@ impl I8042 {
     /// Takes the keyboard's next byte, if there is room and its port is on.
     fn fill(&mut self) {
         if self.output.is_none() {
-            let next = self.held.take().or_else(|| self.from_keyboard());
+            let next = self.held.take().or_else(|| self.next_of_keyboard());
             self.output = next.map(Output::Keyboard);
         }
     }
 
-    fn from_keyboard(&mut self) -> Option<u8> {
+    fn next_of_keyboard(&mut self) -> Option<u8> {
         if !self.keyboard_on() {
             return None;
         }

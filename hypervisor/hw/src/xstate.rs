@@ -70,7 +70,7 @@ pub fn enable() {
     set_xcr0(mask);
     let size = cpuid_count(0xd, 0).ebx as usize;
     let offsets = core::array::from_fn(|n| match n {
-        component::AVX.. if mask & 1 << n != 0 => cpuid_count(0xd, n as u32).ebx as usize,
+        component::AVX.. if mask & 1 << n != 0 => cpuid_count(0xd, u32::try_from(n).unwrap_or(0)).ebx as usize,
         _ => 0,
     });
     COMPONENTS.call_once(|| Components { mask, size, offsets });

@@ -7,15 +7,19 @@ mod exits;
 mod linux;
 pub mod native;
 mod peer;
+mod plot;
 mod table;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use thiserror::Error;
 
-use crate::backend::{self, Name, Refusal};
+use crate::backend::{self, Name};
 use crate::report::say;
 use crate::setup::rust;
 use peer::Peer;
@@ -27,18 +31,24 @@ pub struct Arguments {
     /// The benchmark; by default all of them
     #[arg(value_name = "NAME")]
     pub name: Option<Benchmark>,
-    /// What to measure on: Bochs alone so far, where a tick of the TSC is an instruction
+    /// What to measure on: Bochs alone, where a tick of the TSC is an instruction
     #[arg(long, value_name = "BACKEND", default_value = "bochs")]
     pub on: Name,
-    /// How often each figure is measured
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub runs: u32,
+    /// How often `linux` is measured [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub runs: Option<u32>,
     /// Measure this hypervisor too, in the place of the figures of it that are stored
     #[arg(long, value_name = "PEER")]
     pub peer: Option<Peer>,
     /// Write the figures to a file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a picture of the exits to a file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// Measure nothing, and make the picture from what `--json` wrote
+    #[arg(long, value_name = "FILE", requires = "plot", conflicts_with_all = ["name", "runs", "peer", "json"])]
+    pub from: Option<PathBuf>,
 }
 
 /// The benchmarks.
@@ -50,15 +60,47 @@ pub enum Benchmark {
     Linux,
 }
 
+/// Options that make no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Usage(String);
+
+/// How often `linux` is measured where nobody says.
+const RUNS: u32 = 3;
+
+impl Arguments {
+    /// Refuses what makes no sense together, before anything slow is done.
+    fn check(&self) -> Result<(), Usage> {
+        let refuse = |words: String| Err(Usage(words));
+        match (self.on, self.name, self.peer, self.runs, &self.plot) {
+            (on, ..) if on != Name::Bochs => {
+                refuse(format!("--on {on}: figures of benchmarks are instructions, which only bochs counts"))
+            }
+            (_, Some(Benchmark::Linux), Some(_), ..) => refuse("--peer: it is measured beside `exits` only".to_owned()),
+            (_, Some(Benchmark::Linux), .., Some(_)) => refuse("--plot: the picture is of `exits`".to_owned()),
+            (_, Some(Benchmark::Exits), _, Some(_), _) => {
+                refuse("--runs: only `linux` is measured several times; an exit is, a thousand times".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Measures, and says whether every bound is kept.
 ///
 /// # Errors
-/// Something could not be measured.
+/// The options make no sense ([`Usage`]), or something could not be measured.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
-    if arguments.on != Name::Bochs {
-        let reason = "figures of benchmarks are instructions, which only Bochs counts".to_owned();
-        return Err(Refusal::Unusable { name: arguments.on, reason }.into());
+    arguments.check()?;
+    let mut plot = arguments.plot.as_deref().map(|path| create("--plot", path)).transpose()?;
+    if let Some(path) = &arguments.from {
+        let wrong = |error: String| Usage(format!("--from {}: {error}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let figures = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        let svg = plot::svg(&figures).map_err(|error| wrong(format!("{error:#}")))?;
+        return write(plot.as_mut(), || Ok(svg)).map(|()| ExitCode::SUCCESS);
     }
+    let mut json = arguments.json.as_deref().map(|path| create("--json", path)).transpose()?;
     rust::ensure_workspace()?;
     let choice = backend::choose(Some(arguments.on), &backend::Host::USUAL)?;
     say(format_args!("measuring on {}", choice.backend));
@@ -76,13 +118,98 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         beside = peer::measure(&choice.backend).map(|kvm| table.measured(&kvm)).context("--peer kvm");
     }
     if outcome.is_ok() && wanted(Benchmark::Linux) {
-        outcome = linux::measure(&choice.backend, arguments.runs, &mut table).context("bench linux");
+        outcome = linux::measure(&choice.backend, arguments.runs.unwrap_or(RUNS), &mut table).context("bench linux");
     }
     // What did run is shown, whatever came of the rest.
     print!("{table}");
-    if let Some(path) = &arguments.json {
-        std::fs::write(path, table.json()).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let figures = table.json();
+    write(json.as_mut(), || Ok(format!("{figures:#}\n")))?;
     outcome.and(beside)?;
+    write(plot.as_mut(), || plot::svg(&figures))?;
     Ok(if table.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A file that will be written at the end: whether that can be is not found out after minutes.
+fn create(option: &str, path: &Path) -> Result<File, Usage> {
+    File::create(path).map_err(|error| Usage(format!("{option} {}: {error}", path.display())))
+}
+
+fn write(file: Option<&mut File>, text: impl FnOnce() -> Result<String>) -> Result<()> {
+    match file {
+        Some(file) => file.write_all(text()?.as_bytes()).context("cannot write the figures"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(words: &str) -> Result<Arguments, i32> {
+        let words = std::iter::once("bench").chain(words.split_ascii_whitespace());
+        Command::try_parse_from(words).map(|command| command.arguments).map_err(|error| error.exit_code())
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_is_done() {
+        for (words, part) in [
+            ("--on tcg", "--on tcg: "),
+            ("exits --on bochs-svm", "--on bochs-svm: "),
+            ("linux --peer kvm", "--peer: "),
+            ("exits --runs 2", "--runs: "),
+            ("linux --plot x.svg", "--plot: "),
+        ] {
+            let refused = parse(words).unwrap().check().unwrap_err().to_string();
+            assert!(refused.starts_with(part), "{words}: {refused}");
+        }
+        for words in ["", "exits --peer kvm", "linux --runs 2", "--peer kvm --runs 2", "--from a --plot b"] {
+            assert_eq!(parse(words).unwrap().check(), Ok(()), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_parse_has_status_2() {
+        for words in [
+            "exit",
+            "--peer xen",
+            "--peer",
+            "--runs 0",
+            "--runs 101",
+            "--runs many",
+            "--on vbox",
+            "--json",
+            "--from a",
+            "--from a --plot b --peer kvm",
+            "exits --from a --plot b",
+            "exits linux",
+        ] {
+            assert_eq!(parse(words).map(drop), Err(2), "{words}");
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_or_read_are_found_out_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        std::fs::write(path("text"), "no figures").unwrap();
+        std::fs::write(path("none.json"), "{}").unwrap();
+        for words in [
+            format!("--json {}", path("no/where")),
+            format!("--plot {}", path("no/where")),
+            format!("--plot {} --from {}", path("a.svg"), path("missing")),
+            format!("--plot {} --from {}", path("a.svg"), path("text")),
+            format!("--plot {} --from {}", path("a.svg"), path("none.json")),
+        ] {
+            let error = command(&parse(&words).unwrap()).unwrap_err();
+            assert!(error.downcast_ref::<Usage>().is_some(), "{words}: {error}");
+        }
+    }
 }

@@ -68,8 +68,8 @@ pub fn main() -> ExitCode {
 
 /// The exit status for an error.
 fn status(error: &anyhow::Error) -> ExitCode {
-    let configuration = error.downcast_ref::<ConfigError>().is_some();
-    if configuration { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+    let usage = error.downcast_ref::<ConfigError>().is_some() || error.downcast_ref::<bench::Usage>().is_some();
+    if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]

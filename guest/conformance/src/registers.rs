@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("msr lstar not canonical", || same(wrmsr(0xc000_0082, 1 << 63), GP)),
     ("msr sysenter eip not canonical", || same(wrmsr(0x176, 1 << 47), GP)),
     ("msr fs base not canonical", || same(wrmsr(0xc000_0100, 1 << 50), GP)),
+    ("msr misc enable", misc_enable),
+    ("msr misc enable takes execute disable away", execute_disable),
     ("msr apic base reserved", || same(wrmsr(0x1b, 0xfee0_0900 | 1), GP)),
     ("msr mtrr fixed", || kept(&[(0x250, 0x0505_0505_0505_0505), (0x268, 0)])),
     ("msr mtrr fixed with a reserved type", || same(wrmsr(0x250, 0x0202_0202_0202_0202), GP)),
@@ -59,6 +61,26 @@ fn kept(msrs: &[(u32, u64)]) -> Verdict {
         same(after, value)?;
     }
     Ok(())
+}
+
+const MISC_ENABLE: u32 = 0x1a0;
+const XD_DISABLE: u64 = 1 << 34;
+
+fn misc_enable() -> Verdict {
+    // Fast strings, thermal control, SpeedStep, MONITOR, leaves, xTPR, execute disable; three bits are read-only.
+    let before = rdmsr(MISC_ENABLE).map_err(|raised| (raised, NOTHING))?;
+    kept(&[(MISC_ENABLE, 0x4_00c5_0809 & !0x1880 | before & 0x1880)])
+}
+
+fn execute_disable() -> Verdict {
+    let before = rdmsr(MISC_ENABLE).map_err(|raised| (raised, NOTHING))?;
+    same(wrmsr(MISC_ENABLE, before | XD_DISABLE), NOTHING)?;
+    let shown = cpu::has(0x8000_0001, 0, 3, 20);
+    let refused = wrmsr(0xc000_0080, 0xd00);
+    wrmsr(MISC_ENABLE, before);
+    wrmsr(0xc000_0080, 0x500);
+    same(u64::from(shown) << 1 | u64::from(cpu::has(0x8000_0001, 0, 3, 20)), 1)?;
+    same(refused, GP)
 }
 
 fn tsc_goes_on() -> Verdict {

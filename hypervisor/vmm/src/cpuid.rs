@@ -11,7 +11,7 @@ use lamina_arch::hypercall;
 use lamina_arch::time::Frequency;
 
 use crate::layout;
-use crate::msr::Speculation;
+use crate::msr::{MISC_LIMIT_CPUID, MISC_XD_DISABLE, Speculation};
 
 /// EAX, EBX, ECX, EDX.
 pub type Answer = [u32; 4];
@@ -86,6 +86,8 @@ const LEAFD1_EAX: u32 = 0b111;
 const EXT1_ECX: u32 = 1 | 1 << 5 | 1 << 8;
 /// Leaf 0x80000001, EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 const EXT1_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+/// Of those, NX.
+const EXECUTE_DISABLE: u32 = 1 << 20;
 /// Leaf 0x80000008, EBX: IBPB, IBRS, STIBP, how these are best used (bits 19:16), SSBD, SSB_NO, PSFD.
 const EXT8_EBX: u32 = 1 << 12 | 0b11_1111 << 14 | 1 << 24 | 1 << 26 | 1 << 28;
 /// Leaf 0x80000007, EDX bit 8: invariant TSC.
@@ -133,6 +135,8 @@ pub struct Cpuid {
     xcr0: u64,
     /// CR4 bits that may be set.
     cr4: Cr4,
+    /// The execute-disable bit of leaf 0x80000001, EDX, as the processor has it.
+    execute_disable: u32,
 }
 
 /// Leaves whose answer depends on ECX.
@@ -153,6 +157,7 @@ impl Cpuid {
             features: [0; 4],
             xcr0: 0,
             cr4: Cr4::empty(),
+            execute_disable: 0,
         };
         let [max, vendor @ ..] = processor(0, 0);
         let has = |leaf: u32| leaf <= max;
@@ -257,6 +262,7 @@ impl Cpuid {
         self.push(0x8000_0000, 0, [MAX_EXTENDED, vendor[0], vendor[1], vendor[2]]);
         let [eax, _, ecx, edx] = processor(0x8000_0001, 0);
         self.push(0x8000_0001, 0, [eax, 0, ecx & EXT1_ECX, edx & EXT1_EDX]);
+        self.execute_disable = edx & EXECUTE_DISABLE;
         for leaf in 0x8000_0002..=0x8000_0006 {
             if leaf <= max {
                 self.push(leaf, 0, processor(leaf, 0));
@@ -320,6 +326,23 @@ impl Cpuid {
     /// APIC").
     pub const fn show_apic(&mut self, on: bool) {
         self.features[3] = self.features[3] & !APIC | if on { APIC } else { 0 };
+    }
+
+    /// Follows IA32_MISC_ENABLE: as many leaves as it allows, and no execute-disable bit where it takes that away.
+    pub fn follow_misc_enable(&mut self, value: u64) {
+        const LIMITED: u32 = 2;
+        let execute_disable = if value & MISC_XD_DISABLE == 0 { self.execute_disable } else { 0 };
+        for entry in &mut self.entries {
+            match entry.leaf {
+                0 => entry.answer[0] = if value & MISC_LIMIT_CPUID == 0 { MAX_BASIC } else { LIMITED },
+                0x8000_0001 => entry.answer[3] = entry.answer[3] & !EXECUTE_DISABLE | execute_disable,
+                _ => {}
+            }
+        }
+        let features = self.features;
+        self.index();
+        // Whether it shows the local APIC is not for us to change.
+        self.features = features;
     }
 
     /// Leaf 1, given the guest's CR4.
@@ -477,6 +500,23 @@ mod tests {
         assert_eq!(m.answer(0xd, 0, 0, 1)[2], 2688);
         assert_eq!(m.answer(0xd, 1, 0, 0xe7)[1], 832 + 64 + 512 + 1024);
         assert_eq!(m.answer(0xd, 9, 0, 0xe7), [0; 4]);
+    }
+
+    #[test]
+    fn misc_enable_takes_leaves_and_execute_disable_away_and_gives_them_back() {
+        let mut m = model();
+        m.show_apic(false);
+        let seen = |m: &Cpuid| {
+            let (leaf, plain) = (m.answer(0x8000_0001, 0, 0, 0)[3], m.plain(0x8000_0001).map(|answer| answer[3]));
+            assert_eq!(Some(leaf), plain);
+            assert_eq!(m.features(0)[3] & APIC, 0, "nobody has switched it on");
+            (m.plain(0).map(|answer| answer[0]), leaf & EXECUTE_DISABLE != 0)
+        };
+        assert_eq!(seen(&m), (Some(MAX_BASIC), true));
+        m.follow_misc_enable(MISC_LIMIT_CPUID | MISC_XD_DISABLE);
+        assert_eq!(seen(&m), (Some(2), false));
+        m.follow_misc_enable(1);
+        assert_eq!(seen(&m), (Some(MAX_BASIC), true));
     }
 
     #[test]

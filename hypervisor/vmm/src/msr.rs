@@ -37,6 +37,13 @@ const FIXED_RANGES: usize = 11;
 const MTRRCAP: u64 = VARIABLE_RANGES as u64 | 1 << 8 | 1 << 10;
 /// IA32_MISC_ENABLE: fast strings; no branch trace store, no precise event sampling.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// What software may change of it. Fast strings, thermal control, SpeedStep, MONITOR, xTPR messages: kept, and without
+/// effect in a VM. The two below have one.
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | MISC_LIMIT_CPUID | 1 << 23 | MISC_XD_DISABLE;
+/// IA32_MISC_ENABLE: CPUID tells of the first leaves only.
+pub const MISC_LIMIT_CPUID: u64 = 1 << 22;
+/// IA32_MISC_ENABLE: there is no execute-disable bit.
+pub const MISC_XD_DISABLE: u64 = 1 << 34;
 /// HWCR: the TSC counts at the rate of the highest performance state, always.
 const HWCR: u64 = 1 << 24;
 /// Memory types that exist: UC, WC, WT, WP, WB.
@@ -50,6 +57,7 @@ pub struct Msrs {
     variable: [u64; 2 * VARIABLE_RANGES],
     fixed: [u64; FIXED_RANGES],
     default_type: u64,
+    misc_enable: u64,
     /// IA32_TSC_ADJUST: what the guest has added to its TSC. Unit: ticks, two's complement.
     pub tsc_adjust: u64,
     /// What the guest controls of speculation; its writes go by [`Speculation::write`].
@@ -92,7 +100,15 @@ impl Msrs {
         fixed[0] = WRITE_BACK;
         fixed[1] = WRITE_BACK;
         fixed[2] = 0;
-        Msrs { variable, fixed, default_type: 0xc06, tsc_adjust: 0, speculation, physical_mask }
+        Msrs {
+            variable,
+            fixed,
+            default_type: 0xc06,
+            misc_enable: MISC_ENABLE,
+            tsc_adjust: 0,
+            speculation,
+            physical_mask,
+        }
     }
 
     /// RDMSR.
@@ -109,7 +125,7 @@ impl Msrs {
         Some(match index {
             msr::IA32_TSC_ADJUST => self.tsc_adjust,
             msr::IA32_MTRRCAP => MTRRCAP,
-            msr::IA32_MISC_ENABLE => MISC_ENABLE,
+            msr::IA32_MISC_ENABLE => self.misc_enable,
             // No banks, and nothing to report: MCA is shown because every processor with long mode has it.
             msr::IA32_MCG_CAP | msr::IA32_MCG_STATUS => 0,
             // AMD's processors with long mode have these three, and kernels read them without asking.
@@ -135,7 +151,13 @@ impl Msrs {
                 self.tsc_adjust = value;
                 true
             }
-            msr::IA32_MISC_ENABLE => value == MISC_ENABLE,
+            msr::IA32_MISC_ENABLE => {
+                let good = (value ^ MISC_ENABLE) & !MISC_ENABLE_WRITABLE == 0;
+                if good {
+                    self.misc_enable = value;
+                }
+                good
+            }
             msr::HWCR => value == HWCR,
             // There is nothing to configure: what is written does not stay.
             msr::NB_CFG => true,
@@ -258,6 +280,19 @@ mod tests {
         for (index, value) in [(msr::HWCR, 0), (msr::SYSCFG, 1 << 19)] {
             assert_eq!(m.write(index, value), Err(GuestFault::GP0), "{index:#x}");
         }
+    }
+
+    #[test]
+    fn misc_enable_keeps_what_software_may_change() {
+        let mut m = Msrs::new(39, Speculation::default());
+        let before = m.read(msr::IA32_MISC_ENABLE).unwrap();
+        for value in [before, before ^ 1, before | MISC_XD_DISABLE, before | MISC_LIMIT_CPUID, 0x4_00c5_1809] {
+            assert_eq!((m.write(msr::IA32_MISC_ENABLE, value), m.read(msr::IA32_MISC_ENABLE)), (Ok(()), Ok(value)));
+        }
+        for bad in [before | 2, before & !(1 << 11), before | 1 << 63] {
+            assert_eq!(m.write(msr::IA32_MISC_ENABLE, bad), Err(GuestFault::GP0), "{bad:#x}");
+        }
+        assert_eq!(m.read(msr::IA32_MISC_ENABLE), Ok(0x4_00c5_1809));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use lamina_arch::time::Tsc;
 use super::{Resume, chipset_now};
 use crate::chipset::Chipset;
 use crate::host::Host;
-use crate::msr::{Effect, efer_written, is_valid_pat};
+use crate::msr::{Effect, MISC_XD_DISABLE, efer_written, is_valid_pat};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -51,6 +51,7 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
             vm.cpuid.show_apic(value & ENABLED != 0);
         }),
         _ if is_apic(index) => vm.chipset.msr_write(now, index, value),
+        msr::IA32_MISC_ENABLE => vm.msrs.write(index, value).map(|()| vm.cpuid.follow_misc_enable(value)),
         msr::IA32_TIME_STAMP_COUNTER => move_tsc(vm, now, value.wrapping_sub(now.0)),
         msr::IA32_TSC_ADJUST => move_tsc(vm, now, value),
         msr::IA32_EFER => write_efer(vm, value),
@@ -112,6 +113,9 @@ fn write_efer<V: Vcpu, C>(vm: &mut Vm<V, C>, value: u64) -> Result<(), GuestFaul
     let old = Efer::from_bits_retain(vm.vcpu.read(SysReg::Efer));
     let cr0 = Cr0::from_bits_retain(vm.vcpu.read(SysReg::Cr0));
     let new = efer_written(old, value, cr0)?;
+    if new.contains(Efer::NXE) && vm.msrs.read(msr::IA32_MISC_ENABLE)? & MISC_XD_DISABLE != 0 {
+        return Err(GuestFault::GP0);
+    }
     vm.vcpu.write(SysReg::Efer, new.bits());
     if (old ^ new).contains(Efer::NXE) {
         vm.vcpu.invalidate_linear();

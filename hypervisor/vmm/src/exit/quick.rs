@@ -184,6 +184,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
             // What is there already changes nothing; what does change is shown by CPUID too.
             msr::IA32_APIC_BASE if self.chipset.msr_read(now, index) == Ok(value) => return Answer::Done,
             msr::IA32_APIC_BASE => return Answer::Refused,
+            msr::IA32_MISC_ENABLE if self.msrs.read(index) != Ok(value) => return Answer::Refused,
             msr::IA32_TSC_DEADLINE => msrs::write_deadline(self.chipset, self.msrs.tsc_adjust, now, value),
             _ if msrs::is_apic(index) => self.chipset.msr_write(now, index, value),
             // These move the TSC, or are the vCPU's.

@@ -325,20 +325,20 @@ impl Lapic {
     /// Raises the timer's interrupt where it is due by `now`.
     #[inline]
     pub fn advance(&mut self, now: Tsc) {
+        let mode = self.timer_mode();
         // The mode of most guests is quick to tell.
-        if self.timer_mode() == Mode::TscDeadline && !self.timer.deadline_is_due(now) {
-            return;
-        }
-        self.expire(now);
-    }
-
-    fn expire(&mut self, now: Tsc) {
-        if self.timer.expire(now, self.timer_mode()) {
+        let expired = if mode == Mode::TscDeadline { self.timer.meet(now) } else { self.timer.expire(now, mode) };
+        if expired {
             let entry = self.lvt[TIMER];
             if entry & LVT_MASKED == 0 {
                 self.request((entry & 0xff) as u8, false);
             }
         }
+    }
+
+    /// Whether `vector` is the timer's.
+    pub fn is_of_timer(&self, vector: u8) -> bool {
+        self.lvt[TIMER] & 0xff == u32::from(vector)
     }
 
     /// When the timer raises its interrupt next; `None` while one of its interrupts still waits here, as the next would

@@ -339,15 +339,16 @@ impl Chipset for Pc {
         if !self.attention.contains(Attention::INTERRUPT) {
             return None;
         }
-        let vector = if self.extint_passes() && self.pic.intr() {
-            Some(self.pic.acknowledge())
-        } else {
-            let vector = self.lapic.acknowledge(self.now);
+        if self.pic.intr() && self.extint_passes() {
+            return Some(self.acknowledge_pic());
+        }
+        let vector = self.lapic.acknowledge(self.now);
+        if vector.is_some_and(|vector| self.lapic.is_of_timer(vector)) {
+            // The next expiry counts again.
             self.refresh(Timer::Lapic);
-            self.update_attention();
-            return vector;
-        };
-        self.deliver();
+        }
+        // The highest is in service now, so the local APIC has no other for the processor; nor has the pair of 8259s.
+        self.attention -= Attention::INTERRUPT;
         vector
     }
 
@@ -424,6 +425,14 @@ impl Chipset for Pc {
 }
 
 impl Pc {
+    /// The INTA cycle with the pair of 8259s.
+    #[cold]
+    fn acknowledge_pic(&mut self) -> u8 {
+        let vector = self.pic.acknowledge();
+        self.deliver();
+        vector
+    }
+
     /// Brings the timers that are due up to now, with their interrupt lines.
     #[cold]
     fn expire(&mut self) {
@@ -478,8 +487,12 @@ impl Pc {
             Timer::Hpet => self.hpet.as_ref().and_then(Hpet::next_deadline),
             Timer::Keyboard => self.i8042.next_deadline(),
         };
-        self.deadlines[timer as usize] = deadline.map_or(NEVER, |tsc| tsc.0);
-        self.deadline = self.deadlines.into_iter().fold(NEVER, u64::min);
+        let deadline = deadline.map_or(NEVER, |tsc| tsc.0);
+        let known = &mut self.deadlines[timer as usize];
+        if *known != deadline {
+            *known = deadline;
+            self.deadline = self.deadlines.into_iter().fold(NEVER, u64::min);
+        }
     }
 
     /// An edge of the timer's output is a pulse here, so that one whose predecessor was not seen to fall counts too.

@@ -91,6 +91,7 @@ impl HostMemory for GuestRam {
         }
     }
 
+    #[inline]
     fn read_u64(&self, at: Hpa) -> u64 {
         assert!(at.is_aligned(8), "a table entry at {at:?}");
         let source = self.locate(at, 8);

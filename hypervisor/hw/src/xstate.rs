@@ -131,6 +131,8 @@ pub struct ExtendedState {
     area: NonNull<u8>,
     layout: Layout,
     xcr0: u64,
+    /// All components that are switched.
+    mask: u64,
     loaded: bool,
 }
 
@@ -148,7 +150,7 @@ impl ExtendedState {
         // SAFETY: the area is at least 576 bytes long, ours, and aligned to 64 bytes. XRSTOR loads MXCSR from here
         // whatever XSTATE_BV says, and the zero in XSTATE_BV initializes the rest.
         unsafe { area.add(MXCSR_OFFSET).cast::<u32>().write(MXCSR_RESET) };
-        ExtendedState { area, layout, xcr0: 1, loaded: false }
+        ExtendedState { area, layout, xcr0: 1, mask: components().mask, loaded: false }
     }
 
     /// The guest's XCR0.
@@ -216,7 +218,7 @@ impl ExtendedState {
 
     /// Moves the state into the registers, all components, whatever the guest has enabled.
     pub fn load(&mut self) {
-        let mask = components().mask;
+        let mask = self.mask;
         // SAFETY: the area was made for these components and holds what `new` or XSAVE wrote; XCR0 has them enabled.
         unsafe {
             asm!(
@@ -236,7 +238,7 @@ impl ExtendedState {
 
     /// Saves the registers, all components.
     pub fn save(&mut self) {
-        let mask = components().mask;
+        let mask = self.mask;
         let now = xcr0();
         self.xcr0 = now & mask;
         if now != mask {

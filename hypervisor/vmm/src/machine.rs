@@ -78,6 +78,8 @@ pub struct Machine<H: Host, C> {
     told_end: bool,
     /// A VM transmits what the console had no room for.
     transmits: bool,
+    /// A VM is to be traced.
+    traces: bool,
 }
 
 impl<H: Host, C: Chipset> Machine<H, C> {
@@ -97,6 +99,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             quit: false,
             told_end: false,
             transmits: false,
+            traces: bundle.vms.iter().any(|config| config.trace > 0),
         };
         for (index, mut config) in bundle.vms.into_iter().enumerate() {
             let earlier = machine.slots.iter().map(|slot| slot.config.name.as_str());
@@ -139,21 +142,20 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         if self.transmits || self.host.has_news() || !self.console.is_quiet(now) {
             self.serve_console(now);
         }
-        self.show_records();
+        if self.traces {
+            self.show_records();
+        }
         if let Some(status) = self.status_at_end() {
             let status = if self.tell_violations() { STATUS_BAD } else { status };
             self.console.exit(status);
             self.flush();
             return Some(status);
         }
-        self.wake_due(now);
+        let event = self.wake_due(now).into_iter().chain(self.console.next_deadline()).min();
         match self.scheduler.pick(now) {
-            Some((index, until)) => self.run_vm(index, now, until),
+            Some((index, until)) => self.run_vm(index, now, event.map_or(until, |event| event.min(until))),
             None if self.clear_ahead() => {}
-            None => {
-                let deadline = self.next_event(None);
-                self.host.idle(deadline);
-            }
+            None => self.host.idle(event),
         }
         None
     }
@@ -306,8 +308,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         (!self.interactive).then_some(if good { STATUS_GOOD } else { STATUS_BAD })
     }
 
-    /// Wakes every VM that waits and has an interrupt by `now`.
-    fn wake_due(&mut self, now: Tsc) {
+    /// Wakes every VM that waits and has an interrupt by `now`. When the first timer is due of those that wait on.
+    fn wake_due(&mut self, now: Tsc) -> Option<Tsc> {
+        let mut first: Option<Tsc> = None;
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let State::Alive(vm) = &mut slot.state else { continue };
             if self.scheduler.is_runnable(index) {
@@ -321,22 +324,17 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             vm.nmi_waits |= vm.chipset.take_nmi();
             if vm.nmi_waits || !vm.awaits_nmi && vm.chipset.interrupt_pending() {
                 self.scheduler.wake(index);
-            } else if due {
+                continue;
+            }
+            if due {
                 slot.not_before = now + self.host.tsc_frequency().ticks_in_ns(FUTILE_TIMER_NS);
             }
-        }
-    }
-
-    /// When the loop must look again at the latest, apart from what the VM `running` has to do: a timer of a VM that
-    /// waits, or a partial line of the console.
-    fn next_event(&self, running: Option<usize>) -> Option<Tsc> {
-        let waiting = self.slots.iter().enumerate().filter_map(|(index, slot)| match &slot.state {
-            State::Alive(vm) if Some(index) != running && !self.scheduler.is_runnable(index) => {
-                vm.chipset.next_deadline().map(|deadline| (vm.started + deadline.0).max(slot.not_before))
+            if let Some(timer) = vm.chipset.next_deadline() {
+                let timer = (vm.started + timer.0).max(slot.not_before);
+                first = Some(first.map_or(timer, |first| first.min(timer)));
             }
-            _ => None,
-        });
-        waiting.chain(self.console.next_deadline()).min()
+        }
+        first
     }
 
     /// Takes the loaded vCPU off the processor.

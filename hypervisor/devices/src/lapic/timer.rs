@@ -91,22 +91,20 @@ impl Timer {
         u32::try_from(left.div_ceil(self.divisor())).unwrap_or(u32::MAX)
     }
 
-    /// Whether the deadline has come by `now`.
+    /// Whether the deadline has come by `now`; it is none any more then.
     #[inline]
-    pub(super) const fn deadline_is_due(&self, now: Tsc) -> bool {
-        self.deadline != 0 && self.deadline <= now.0
+    pub(super) const fn meet(&mut self, now: Tsc) -> bool {
+        let due = self.deadline != 0 && self.deadline <= now.0;
+        if due {
+            self.deadline = 0;
+        }
+        due
     }
 
     /// Whether the timer has expired by `now`, once or more often, since the last call.
     pub(super) fn expire(&mut self, now: Tsc, mode: Mode) -> bool {
         match mode {
-            Mode::TscDeadline => {
-                let due = self.deadline_is_due(now);
-                if due {
-                    self.deadline = 0;
-                }
-                due
-            }
+            Mode::TscDeadline => self.meet(now),
             Mode::Reserved => false,
             Mode::OneShot | Mode::Periodic => {
                 let Some(mut run) = self.run else { return false };

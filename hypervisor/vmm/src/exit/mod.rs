@@ -38,7 +38,7 @@ use crate::walk::Paging;
 pub(crate) use code::LastMov;
 pub(crate) use emulate::{instruction_at_rip, step_over};
 pub(crate) use io::obey;
-pub(crate) use quick::{Left as QuickLeft, Shortcut};
+pub(crate) use quick::{Left as QuickLeft, Shortcut, TIMER_REST_NS};
 
 /// What follows from an exit.
 #[must_use]

@@ -10,26 +10,30 @@
 //! What an exit costs here beside its instructions, under VMX: 5 VMREADs (reason, length, RIP, RFLAGS,
 //! interruptibility; 6 with a port's qualification) and 2 VMWRITEs (RIP, timer). No MSR is touched. The first touch of a
 //! page costs 4 VMREADs (reason, interrupted event, qualification, guest-physical address) and 1 VMWRITE (timer); a MOV to
-//! or from a device 15 VMREADs and 2 VMWRITEs; an interrupt 2 VMREADs and 1 VMWRITE more.
+//! or from a device 15 VMREADs and 3 VMWRITEs; an interrupt 2 VMREADs and 1 VMWRITE more.
 
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
 use lamina_arch::exit::{Kind, Width};
 use lamina_arch::hypercall as abi;
 use lamina_arch::msr;
 use lamina_arch::regs::Gpr;
-use lamina_arch::time::Tsc;
+use lamina_arch::time::{Frequency, Tsc};
 
 use super::mov::{Mov, What};
 use super::{LastMov, io, msr as msrs};
 use crate::chipset::{Attention, Chipset, Signal};
 use crate::cpuid::Cpuid;
-use crate::host::HostMemory;
+use crate::host::{Host, HostMemory};
 use crate::layout;
 use crate::memory::GuestMemory;
 use crate::msr::Msrs;
 use crate::nested::{Access, EntryFormat, NestedTables};
 use crate::vcpu::{Answer, Next, Quick, QuickRegisters, Vcpu};
 use crate::vm::{Counters, Vm};
+
+/// A timer that was due is not looked at again for this long: one that is faster than it can be served would leave the
+/// guest no time for a single instruction. Unit: nanoseconds.
+pub const TIMER_REST_NS: u64 = 20_000;
 
 /// The part of a VM that the short way may touch, and what it left to do.
 #[derive(Debug)]
@@ -48,8 +52,7 @@ pub struct Shortcut<'a, C, F, H> {
     started: Tsc,
     /// When the run loop is to look again.
     limit: Tsc,
-    /// How long a timer that was due is not looked at again. Unit: ticks.
-    rest: u64,
+    tsc: Frequency,
     /// What was gone by before the entry: when a timer is due, and what was left to do.
     deadline: Option<Tsc>,
     attention: Attention,
@@ -74,17 +77,14 @@ pub struct Left {
 
 impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
     /// The virtual processor of `vm`, and beside it all that the short way may touch, from an entry on and until `limit`.
-    /// A timer that was due is left alone for `rest` ticks.
-    pub fn split<V: Vcpu<Nested = F>>(
-        vm: &'a mut Vm<V, C>,
-        host: &'a mut H,
-        limit: Tsc,
-        rest: u64,
-    ) -> (&'a mut V, Self) {
+    pub fn split<V: Vcpu<Nested = F>>(vm: &'a mut Vm<V, C>, host: &'a mut H, limit: Tsc) -> (&'a mut V, Self)
+    where
+        H: Host,
+    {
         let Vm { vcpu, chipset, cpuid, msrs, counters, memory, tables, last_mov, started, .. } = vm;
         let (window, nmi) = (&mut vm.interrupt_window, vm.nmi_waits);
         let (deadline, attention) = (chipset.next_deadline(), chipset.attention());
-        let (started, signal) = (*started, Signal::None);
+        let (started, signal, tsc) = (*started, Signal::None, host.tsc_frequency());
         let shortcut = Shortcut {
             chipset,
             cpuid,
@@ -97,7 +97,7 @@ impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
             window,
             started,
             limit,
-            rest,
+            tsc,
             deadline,
             attention,
             signal,
@@ -286,7 +286,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
         let at = Tsc(now.since(self.started));
         if self.chipset.next_deadline().is_some_and(|timer| timer <= at) {
             self.chipset.advance(at);
-            soonest = now + self.rest;
+            soonest = now + self.tsc.ticks_in_ns(TIMER_REST_NS);
         }
         self.nmi |= self.chipset.take_nmi();
         if now >= self.limit || self.nmi || self.signal != Signal::None || self.chipset.has_output() {

@@ -10,17 +10,13 @@ use super::{Machine, State};
 use crate::chipset::{Attention, Chipset};
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
-use crate::exit::{QuickLeft, Resume, Shortcut, Surroundings, dispatch, obey, step_over};
+use crate::exit::{QuickLeft, Resume, Shortcut, Surroundings, TIMER_REST_NS, dispatch, obey, step_over};
 use crate::frames::{STOCK_LOW, fill_stock};
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::trace::{self, LongWay};
 use crate::vcpu::{EntryFailure, Ran, Vcpu};
 use crate::vm::Vm;
-
-/// A timer that was due is not looked at again for this long: one that is faster than it can be served would leave the
-/// guest no time for a single instruction. Unit: nanoseconds.
-const TIMER_REST_NS: u64 = 20_000;
 
 /// Why a VM left the processor.
 enum Left {
@@ -37,14 +33,13 @@ enum Left {
 }
 
 impl<H: Host, C: Chipset> Machine<H, C> {
-    /// Runs VM `index` until its slice ends at `until`, it waits, or it stops. What a turn costs is this VM's, all of it
+    /// Runs VM `index` until `limit`, or until it waits, or stops. What a turn costs is this VM's, all of it
     /// since `from`: the look at console and timers before it, switching to it, and starting it again. Else one that
     /// leaves the processor at once, again and again, would cost the others more than it is charged.
-    pub(super) fn run_vm(&mut self, index: usize, from: Tsc, until: Tsc) {
+    pub(super) fn run_vm(&mut self, index: usize, from: Tsc, limit: Tsc) {
         if self.loaded != Some(index) {
             self.unload();
         }
-        let limit = self.next_event(Some(index)).map_or(until, |event| event.min(until));
         let State::Alive(vm) = &mut self.slots[index].state else { return };
         if self.loaded != Some(index) {
             vm.vcpu.load();
@@ -215,8 +210,7 @@ fn enter<H: Host, C: Chipset>(
     if vm.trace.is_some() {
         return Ok((vm.vcpu.run(deadline, &mut LongWay)?, None));
     }
-    let rest = host.tsc_frequency().ticks_in_ns(TIMER_REST_NS);
-    let (vcpu, mut shortcut) = Shortcut::split(vm, host, limit, rest);
+    let (vcpu, mut shortcut) = Shortcut::split(vm, host, limit);
     let ran = vcpu.run(deadline, &mut shortcut)?;
     let left = shortcut.left();
     vm.nmi_waits = left.nmi;

@@ -5,6 +5,7 @@ mod audit;
 mod checker;
 mod conformance;
 mod console;
+mod counts;
 mod debian_amd64;
 mod debian_beside_hog;
 mod debian_i386;
@@ -57,6 +58,7 @@ fn main() {
         outside::SCENARIO,
         exit_statuses::SCENARIO,
         console::SCENARIO,
+        counts::SCENARIO,
         diff::SCENARIO,
         diff::LONG,
         multiboot::SCENARIO,

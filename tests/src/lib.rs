@@ -60,6 +60,8 @@ pub enum Needs {
     Machine,
     /// A machine of QEMU's, for its firmware or its screen.
     Qemu,
+    /// A machine with VMX, of which what is written is true.
+    Vmx,
     /// A machine that takes its processor back from a guest with interrupts off.
     Preemption,
     /// A machine of QEMU's own emulation, for a processor that lacks something.
@@ -107,6 +109,7 @@ pub fn main(scenarios: &[Scenario]) -> ! {
 fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
     match (needs, backend) {
         (Needs::Qemu, Name::Bochs | Name::BochsSvm) => Some("Bochs has neither UEFI nor a screen to look at"),
+        (Needs::Vmx, Name::BochsSvm | Name::Tcg) => Some("what is written is of VMX"),
         (Needs::Preemption, Name::BochsSvm) => {
             Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
         }

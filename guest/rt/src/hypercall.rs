@@ -92,6 +92,18 @@ impl Lamina {
         self.harmless(abi::CLOCK, 0, 0)
     }
 
+    /// What [`Lamina::counts`] counts up to before it begins anew.
+    pub const COUNTS_MASK: u64 = 0xfff;
+
+    /// How often the hypervisor has executed VMREAD, VMWRITE, RDMSR, WRMSR, and INVEPT or INVVPID.
+    ///
+    /// # Errors
+    /// As Lamina gives them: it counts in builds for that only.
+    pub fn counts(self) -> Result<[u64; 5], Error> {
+        let packed = self.harmless(abi::COUNTS, 0, 0)?;
+        Ok([0, 12, 24, 36, 48].map(|shift| packed >> shift & Self::COUNTS_MASK))
+    }
+
     /// Ends the VM.
     pub fn exit(self, status: u32) -> ! {
         let _ = self.harmless(abi::EXIT, status.into(), 0);

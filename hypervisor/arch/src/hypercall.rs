@@ -35,6 +35,9 @@ pub const YIELD: u64 = 2;
 pub const CLOCK: u64 = 3;
 /// Ends the VM with the status in RDI (low 32 bits). Does not return.
 pub const EXIT: u64 = 4;
+/// In builds of the hypervisor that count, and [`ENOSYS`] in all others: how often it has executed VMREAD (bits 11:0),
+/// VMWRITE (23:12), RDMSR (35:24), WRMSR (47:36), and INVEPT or INVVPID (59:48). Each counts up to 4095 and begins anew.
+pub const COUNTS: u64 = 5;
 
 /// Most bytes that one [`CONSOLE_WRITE`] may give.
 pub const CONSOLE_WRITE_MAX: u64 = 4096;

@@ -11,6 +11,7 @@ use lamina_arch::time::{Frequency, Tsc};
 use spin::Once;
 use x86_64::registers::model_specific::Msr;
 
+use crate::events::{self, Event};
 use crate::{control, interrupts, paging, percpu, timer};
 
 /// Offsets of registers in the xAPIC's page. Unit: bytes. In x2APIC mode, 1/16 of it is the MSR's offset.
@@ -94,9 +95,12 @@ fn read(register: u16) -> u32 {
             // SAFETY: `init` mapped the register page there for good, and the offset is an aligned one in the page.
             unsafe { core::ptr::with_exposed_provenance::<u32>(base + usize::from(register)).read_volatile() }
         }
-        // The register is 32 bits wide; the upper half of the MSR reads as 0.
-        // SAFETY: in x2APIC mode these MSRs exist and reading one only reads.
-        Mode::X2Apic => unsafe { u32::try_from(x2apic(register).read()).unwrap_or(u32::MAX) },
+        Mode::X2Apic => {
+            events::count(Event::Rdmsr);
+            // The register is 32 bits wide; the upper half of the MSR reads as 0.
+            // SAFETY: in x2APIC mode these MSRs exist and reading one only reads.
+            unsafe { u32::try_from(x2apic(register).read()).unwrap_or(u32::MAX) }
+        }
     }
 }
 
@@ -109,8 +113,11 @@ fn write(register: u16, value: u32) {
                 core::ptr::with_exposed_provenance_mut::<u32>(base + usize::from(register)).write_volatile(value)
             };
         }
-        // SAFETY: as above.
-        Mode::X2Apic => unsafe { x2apic(register).write(u64::from(value)) },
+        Mode::X2Apic => {
+            events::count(Event::Wrmsr);
+            // SAFETY: as above.
+            unsafe { x2apic(register).write(u64::from(value)) }
+        }
     }
 }
 
@@ -219,6 +226,7 @@ pub fn arm(deadline: Tsc) {
     armed.store(deadline.0, Ordering::Relaxed);
     match timer() {
         Timer::TscDeadline => {
+            events::count(Event::Wrmsr);
             // SAFETY: CPUID says that the MSR is there; the interrupt that follows is handled.
             unsafe { Msr::new(IA32_TSC_DEADLINE).write(deadline.0) };
         }
@@ -240,8 +248,11 @@ pub fn disarm() {
 
 fn stop() {
     match timer() {
-        // SAFETY: as in `arm`.
-        Timer::TscDeadline => unsafe { Msr::new(IA32_TSC_DEADLINE).write(0) },
+        Timer::TscDeadline => {
+            events::count(Event::Wrmsr);
+            // SAFETY: as in `arm`.
+            unsafe { Msr::new(IA32_TSC_DEADLINE).write(0) }
+        }
         Timer::OneShot(_) => write(register::INITIAL_COUNT, 0),
     }
 }

@@ -23,6 +23,7 @@ pub const NEITHER: &str =
 
 pub mod apic;
 pub mod control;
+pub mod events;
 pub mod exit;
 pub mod gdt;
 pub mod guest_ram;

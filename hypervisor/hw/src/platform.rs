@@ -67,6 +67,7 @@ impl<B> HostMemory for Platform<B> {
         self.memory.zero(at, length);
     }
 
+    #[inline]
     fn read_u64(&self, at: Hpa) -> u64 {
         self.memory.read_u64(at)
     }
@@ -154,6 +155,11 @@ impl<B: Backend> Host for Platform<B> {
     #[cfg(feature = "plant")]
     fn plant_writable_code(&mut self) -> bool {
         paging::plant_writable_code()
+    }
+
+    #[cfg(feature = "count")]
+    fn events(&self) -> Option<u64> {
+        Some(crate::events::packed())
     }
 
     fn take_log_line(&mut self) -> Option<String> {

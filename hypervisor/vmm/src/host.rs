@@ -94,6 +94,13 @@ pub trait Host: HostMemory {
     #[cfg(any(test, feature = "plant"))]
     fn plant_writable_code(&mut self) -> bool;
 
+    /// What the hypercall [`COUNTS`] gives; `None` in a build that does not count.
+    ///
+    /// [`COUNTS`]: lamina_arch::hypercall::COUNTS
+    fn events(&self) -> Option<u64> {
+        None
+    }
+
     /// The oldest line of the hypervisor's log that the console has not shown yet.
     fn take_log_line(&mut self) -> Option<String> {
         None

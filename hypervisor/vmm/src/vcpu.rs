@@ -34,17 +34,32 @@ pub struct UnknownLength;
 /// What came of offering an exit to [`Quick`].
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Answer {
     /// It is done: go past the instruction and enter the guest again.
-    Done,
+    Done = 1,
     /// It is done: enter the guest again where it is.
-    Again,
+    Again = 0,
     /// It is done: go past the instruction, and [`Quick::look`] before the guest is entered.
-    Look,
+    Look = 3,
     /// It is done, or nothing was to be done: [`Quick::look`] before the guest is entered where it is.
-    LookHere,
+    LookHere = 2,
     /// Nothing was done: return it as [`Ran::Exit`].
-    Refused,
+    Refused = 4,
+}
+
+impl Answer {
+    /// Whether to go past the instruction.
+    #[inline(always)]
+    pub const fn advances(self) -> bool {
+        self as u8 & 1 != 0
+    }
+
+    /// Whether [`Quick::look`] is due.
+    #[inline(always)]
+    pub const fn looks(self) -> bool {
+        self as u8 & 2 != 0
+    }
 }
 
 /// As much of a virtual processor as an answer to a [`Quick`] may touch.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use regex::Regex;
 
 use super::native;
-use super::table::{Beside, Figure, Row, Table};
+use super::table::{Beside, EVENTS, Figure, Row, Table};
 use crate::artifacts;
 use crate::backend::Backend;
 use crate::machine::Machine;
@@ -80,7 +80,7 @@ pub type Figures = BTreeMap<String, Figure>;
 pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
     let _activity = report::activity("exits");
     let guest = artifacts::build("guest-bench", "bench")?;
-    say(format_args!("exits: four boots, 5 to 20 s each"));
+    say(format_args!("exits: six boots, 5 to 20 s each"));
     let natively = figures(native::start(backend, &guest, &[], "", MEMORY, LIMIT)?).context("natively")?;
     let alone = r#"
         [[vm]]
@@ -106,6 +106,7 @@ pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
     lamina.extend(switches.get(SWITCH).map(|figure| (SWITCH.to_owned(), *figure)));
     let switch = lamina.get(SWITCH).map_or(0.0, |figure| figure.median);
     lamina.insert(CREATE.to_owned(), creation(backend, switch).context("VMs being made")?);
+    let events = events(backend, alone, two).context("counting")?;
     for bound in BOUNDS {
         let figure = lamina.get(bound.id).with_context(|| format!("the guest has said nothing of {}", bound.id))?;
         let native = natively.get(bound.id).copied();
@@ -114,6 +115,7 @@ pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
             kvm: bound.kvm.map(Beside::Stored),
             must: bound.must,
             aim: bound.aim,
+            events: events.get(bound.id).copied(),
             ..Row::new(bound.id, "ticks", *figure)
         });
     }
@@ -145,15 +147,46 @@ fn creation(backend: &Backend, switch: f64) -> Result<Figure> {
     Ok(Figure::of(&samples))
 }
 
+/// Counts by name, in the order of [`EVENTS`].
+type Events = BTreeMap<String, [u64; EVENTS.len()]>;
+
+/// What operations cost that instructions do not show, of the guests in `alone` and `two` under a hypervisor that counts.
+fn events(backend: &Backend, alone: &str, two: &str) -> Result<Events> {
+    let counted = |config: &str| -> Result<Events> {
+        let request = Request::text(config, "").on(Some(backend.name())).timeout(LIMIT).built_with(Some("count"));
+        let machine = to_end(request.prepare()?.start()?)?;
+        Ok(machine.transcript().lines().iter().filter_map(|line| event(line)).collect())
+    };
+    let mut events = counted(&alone.replace("memory =", "cmdline = \"count=events\"\nmemory ="))?;
+    let switches = counted(&two.replace("role=switch", "role=switch count=events"))?;
+    events.extend(switches.get(THERE_AND_BACK).map(|way| (SWITCH.to_owned(), way.map(|count| count.div_ceil(2)))));
+    Ok(events)
+}
+
+/// `C NAME` and the counts, behind a prefix or none.
+fn event(line: &str) -> Option<(String, [u64; EVENTS.len()])> {
+    let words = line.strip_prefix("C ").or_else(|| line.split_once("] C ").map(|(_, words)| words))?;
+    let mut words = words.split_ascii_whitespace();
+    let name = words.next()?.to_owned();
+    let counts: Vec<u64> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some((name, counts.try_into().ok()?))
+}
+
 fn boot(backend: &Backend, config: &str) -> Result<Machine> {
     Request::text(config, "").on(Some(backend.name())).timeout(LIMIT).prepare()?.start()
 }
 
-/// Waits for the guest's last line, and reads all of them.
-fn figures(mut machine: Machine) -> Result<Figures> {
+/// Waits for the guest's last line.
+fn to_end(mut machine: Machine) -> Result<Machine> {
     if let Err(stop) = machine.wait_for(&Regex::new(r"\bR end$")?) {
         anyhow::bail!("{stop}, and the guest has not come to its end\n{}", machine.report(60));
     }
+    Ok(machine)
+}
+
+/// Waits for the guest's last line, and reads all of them.
+fn figures(machine: Machine) -> Result<Figures> {
+    let machine = to_end(machine)?;
     let figures = figures_of(machine.transcript().lines());
     ensure!(!figures.is_empty(), "no figures\n{}", machine.report(60));
     Ok(figures)
@@ -194,6 +227,16 @@ mod tests {
         }
         for line in ["[bench] R end", "R cpuid/0 1000 3 4 5", "R cpuid/0 1000 3 4 5 6 7", "[x] cpuid/0 1 2 3 4 5"] {
             assert_eq!(super::figure(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn counts_are_read_with_and_without_a_prefix() {
+        for line in ["C cpuid/0 5 2 0 0 1", "[bench] C cpuid/0 5 2 0 0 1"] {
+            assert_eq!(event(line), Some(("cpuid/0".to_owned(), [5, 2, 0, 0, 1])));
+        }
+        for line in ["C cpuid/0 5 2 0 0", "C cpuid/0 5 2 0 0 1 1", "[bench] R cpuid/0 5 2 0 0 1"] {
+            assert_eq!(event(line), None, "{line}");
         }
     }
 

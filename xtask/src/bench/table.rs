@@ -92,12 +92,14 @@ pub struct Row {
     pub must: Option<f64>,
     /// And would better not be above this.
     pub aim: Option<f64>,
+    /// What instructions do not show: see [`EVENTS`].
+    pub events: Option<[u64; EVENTS.len()]>,
 }
 
 impl Row {
     /// A figure with nothing beside it.
     pub const fn new(id: &'static str, unit: &'static str, figure: Figure) -> Self {
-        Self { id, config: String::new(), unit, figure, native: None, kvm: None, must: None, aim: None }
+        Self { id, config: String::new(), unit, figure, native: None, kvm: None, must: None, aim: None, events: None }
     }
 
     /// Whether the bound is kept. A figure that is none keeps nothing.
@@ -118,6 +120,9 @@ impl Row {
         let mut own = self.figure.json(self.id, &self.config, self);
         own["must"] = json!(self.must);
         own["aim"] = json!(self.aim);
+        own["events"] = self.events.map_or(Value::Null, |events| {
+            EVENTS.iter().zip(events).map(|(name, count)| ((*name).to_owned(), json!(count))).collect()
+        });
         let mut rows = vec![own];
         if let Some(native) = &self.native {
             rows.push(native.json(&format!("{}/native", self.id), "natively", self));
@@ -137,6 +142,9 @@ impl Row {
         rows
     }
 }
+
+/// What is counted beside ticks, once for each operation, by a hypervisor that was built to count.
+pub const EVENTS: [&str; 5] = ["vmread", "vmwrite", "rdmsr", "wrmsr", "invalidate"];
 
 /// What the stored figures of KVM were measured with.
 const STORED: &str = "minimum, measured 2026-11-23: Linux 6.1.192-2 (linux-image-6.1.0-56-cloud-amd64) in Bochs 2.7, \
@@ -189,10 +197,14 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let titles = ["id", "unit", "n", "native", "min", "median", "max", "KVM, off", "KVM", "must", "aim", ""]
-            .map(str::to_owned);
+            .into_iter()
+            .chain(EVENTS)
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
         let rows = self.rows.iter().map(|row| {
             let cell = |value: Option<f64>| value.map_or_else(String::new, number);
-            [
+            let events = row.events.map_or_else(Vec::new, |events| events.map(|count| count.to_string()).into());
+            let mut cells = vec![
                 row.id.to_owned(),
                 row.unit.to_owned(),
                 row.figure.n.to_string(),
@@ -205,9 +217,12 @@ impl fmt::Display for Table {
                 cell(row.must),
                 cell(row.aim),
                 row.verdict().to_owned(),
-            ]
+            ];
+            cells.extend(events);
+            cells.resize(titles.len(), String::new());
+            cells
         });
-        let lines: Vec<_> = std::iter::once(titles).chain(rows).collect();
+        let lines: Vec<_> = std::iter::once(titles.clone()).chain(rows).collect();
         writeln!(f, "backend: {}", self.backend)?;
         for line in &lines {
             let mut text = String::new();

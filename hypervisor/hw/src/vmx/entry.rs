@@ -27,13 +27,19 @@ impl Frame {
 const _: () = assert!(core::mem::offset_of!(Frame, gprs) == 0);
 const _: () = assert!(core::mem::offset_of!(Frame, host_rsp) == 128);
 
-/// How the processor refused to enter.
+/// What came of an entry: what the code below returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// VMfailInvalid.
-    Invalid,
-    /// VMfailValid: the VM-instruction error tells.
-    Valid,
+pub struct Entered(u64);
+
+impl Entered {
+    /// VMfailValid: the VM-instruction error tells. VMfailInvalid is 1.
+    pub const FAIL_VALID: Entered = Entered(2);
+
+    /// Whether the processor refused to enter.
+    #[inline(always)]
+    pub const fn is_refused(self) -> bool {
+        self.0 != 0
+    }
 }
 
 /// Calls one of the two ways in. The compiler keeps what it needs behind the call in memory, and not in registers that
@@ -71,9 +77,9 @@ macro_rules! enter {
 /// # Safety
 /// A VMCS is current whose host state is this processor's as `setup` wrote it, it is not launched, and extended state
 /// and MSRs that no exit switches are the guest's.
-pub unsafe fn launch(frame: &mut Frame) -> Result<(), Refusal> {
+pub unsafe fn launch(frame: &mut Frame) -> Entered {
     // SAFETY: the caller's promise; the frame is borrowed mutably for the call, which gives back RBX, RBP and RSP.
-    refusal(unsafe { enter!(launch_guest, frame) })
+    Entered(unsafe { enter!(launch_guest, frame) })
 }
 
 /// As [`launch`], of a VMCS that is launched.
@@ -81,18 +87,9 @@ pub unsafe fn launch(frame: &mut Frame) -> Result<(), Refusal> {
 /// # Safety
 /// As for [`launch`], but the VMCS is launched.
 #[inline(always)]
-pub unsafe fn resume(frame: &mut Frame) -> Result<(), Refusal> {
+pub unsafe fn resume(frame: &mut Frame) -> Entered {
     // SAFETY: the caller's promise; the frame is borrowed mutably for the call, which gives back RBX, RBP and RSP.
-    refusal(unsafe { enter!(resume_guest, frame) })
-}
-
-#[inline(always)]
-const fn refusal(code: u64) -> Result<(), Refusal> {
-    match code {
-        0 => Ok(()),
-        1 => Err(Refusal::Invalid),
-        _ => Err(Refusal::Valid),
-    }
+    Entered(unsafe { enter!(resume_guest, frame) })
 }
 
 /// The code of both ways in. RDI: the frame. Returns in RAX 0 after an exit, 1 after VMfailInvalid, 2 after

@@ -142,25 +142,30 @@ pub fn nested<Q: Quick>(registers: &mut InGuest<'_>, at: Tsc, quick: &mut Q) -> 
 #[inline(always)]
 pub fn step(vmcs: &mut Current<'_>) -> bool {
     let length = u64::from(vmcs.read_on(field::EXIT_INSTRUCTION_LENGTH));
-    step_by(vmcs, length)
+    step_by::<false>(vmcs, length)
 }
 
 /// Past an instruction of `length` bytes, as [`Vcpu::advance_by`] does it in the common case: nothing else than RIP
-/// changes; false where there is more to it, and nothing was done. VMREADs: RIP, RFLAGS, interruptibility; VMWRITEs:
-/// RIP.
+/// changes; false where there is more to it, and nothing was done. An exit that is a FAULT has set RF, for the instruction
+/// to be tried again, and it is over behind it. VMREADs: RIP, RFLAGS, interruptibility; VMWRITEs: RIP, and RFLAGS behind a
+/// fault.
 ///
 /// [`Vcpu::advance_by`]: lamina_vmm::vcpu::Vcpu::advance_by
 #[inline(always)]
-pub fn step_by(vmcs: &mut Current<'_>, length: u64) -> bool {
+pub fn step_by<const FAULT: bool>(vmcs: &mut Current<'_>, length: u64) -> bool {
     let old = vmcs.read_on(field::GUEST_RIP);
     let flags = vmcs.read_on(field::GUEST_RFLAGS);
     let state = vmcs.read_on(field::GUEST_INTERRUPTIBILITY);
     let rip = old.wrapping_add(length);
-    let traps = flags & (Rflags::TF | Rflags::RF).bits();
+    let rf = Rflags::RF.bits();
+    let traps = flags & if FAULT { Rflags::TF.bits() } else { Rflags::TF.bits() | rf };
     let shadow = u64::from(state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
     let simple = traps | shadow | (rip ^ old) >> 32 == 0;
     if simple {
         vmcs.write_on(field::GUEST_RIP, rip);
+        if FAULT && flags & rf != 0 {
+            vmcs.write_on(field::GUEST_RFLAGS, flags & !rf);
+        }
     }
     simple
 }

@@ -6,14 +6,18 @@ use core::arch::asm;
 
 use x86_64::registers::model_specific::Msr;
 
+use crate::events::{self, Event};
+
 /// Reads an MSR of those that move.
 pub(super) fn read_msr(index: u32) -> u64 {
+    events::count(Event::Rdmsr);
     // SAFETY: reading one of `SWITCHED`, which the caller knows this processor to have, changes nothing.
     unsafe { Msr::new(index).read() }
 }
 
 /// Writes one.
 pub(super) fn write_msr(index: u32, value: u64) {
+    events::count(Event::Wrmsr);
     // SAFETY: one of `SWITCHED` that this processor has: none of them has an effect on our own code, which uses neither SYSCALL, SWAPGS nor
     // RDTSCP. The value is one that the guest wrote by itself, so the processor has accepted it before, or 0.
     unsafe { Msr::new(index).write(value) };

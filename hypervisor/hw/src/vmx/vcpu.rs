@@ -504,9 +504,12 @@ impl Vcpu for VmxVcpu {
         // What the vCPU before left behind need not be written where it is the same: these writes are slow.
         let left = &percpu::current().left_msrs;
         let known = left.known.load(Ordering::Relaxed);
-        for ((index, value), left) in self.switched().iter().zip(self.switched).zip(&left.values) {
-            if !known || left.load(Ordering::Relaxed) != value {
-                write_msr(*index, value);
+        let has = self.switched().len();
+        // Over the array, whose length the compiler knows.
+        for (n, index) in SWITCHED.into_iter().enumerate() {
+            let value = self.switched[n];
+            if (!known || left.values[n].load(Ordering::Relaxed) != value) && n < has {
+                write_msr(index, value);
             }
         }
         write_debug(&self.debug);
@@ -525,9 +528,12 @@ impl Vcpu for VmxVcpu {
         self.loaded = false;
         self.extended.save();
         let left = &percpu::current().left_msrs;
-        for ((index, value), left) in self.switched().iter().zip(&mut self.switched).zip(&left.values) {
-            *value = read_msr(*index);
-            left.store(*value, Ordering::Relaxed);
+        let has = self.switched().len();
+        for (n, index) in SWITCHED.into_iter().enumerate() {
+            if n < has {
+                self.switched[n] = read_msr(index);
+                left.values[n].store(self.switched[n], Ordering::Relaxed);
+            }
         }
         left.known.store(true, Ordering::Relaxed);
         self.debug = read_debug();

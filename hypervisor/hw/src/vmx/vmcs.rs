@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering;
 
 use lamina_arch::vmx::field::{Field, ReadWrite, Width};
 
+use crate::events::{self, Event};
 use crate::memory::HostPage;
 use crate::percpu;
 
@@ -103,6 +104,7 @@ impl Current<'_> {
     /// of ours and ends in #UD with its report.
     #[inline(always)]
     pub fn read_raw(&self, encoding: u32) -> u64 {
+        events::count(Event::Vmread);
         let value: u64;
         // SAFETY: a VMCS is current, and VMREAD changes nothing else.
         unsafe {
@@ -126,6 +128,7 @@ impl Current<'_> {
     where
         A: lamina_arch::vmx::field::Access,
     {
+        events::count(Event::Vmread);
         let value: u64;
         // SAFETY: a VMCS is current, and VMREAD changes nothing else. Were the field not there, `value` would be what
         // the register held: a number like any other to those who ask.
@@ -157,6 +160,7 @@ impl Current<'_> {
     /// Writes a field.
     #[inline(always)]
     pub fn write<W: Width>(&mut self, field: Field<W, ReadWrite>, value: W::Value) {
+        events::count(Event::Vmwrite);
         let value: u64 = value.into();
         // SAFETY: a VMCS is current and borrowed mutably. What the fields mean is checked by the processor at VM
         // entry; host-state fields are written by `setup` only.
@@ -177,6 +181,7 @@ impl Current<'_> {
     /// and every processor that this runs on has the fields of the short way.
     #[inline(always)]
     pub fn write_on<W: Width>(&mut self, field: Field<W, ReadWrite>, value: W::Value) {
+        events::count(Event::Vmwrite);
         let value: u64 = value.into();
         // SAFETY: as for `write`.
         unsafe {
@@ -198,6 +203,7 @@ impl Current<'_> {
 
 /// INVEPT of the single context `ept_pointer` (SDM vol. 3, "INVEPT—Invalidate Translations Derived from EPT").
 pub fn invalidate_ept(ept_pointer: u64) {
+    events::count(Event::Invalidation);
     let descriptor = [ept_pointer, 0u64];
     let failed: u8;
     // SAFETY: VMX is on and has this type of INVEPT: `enable` asked for it. It only drops cached translations.
@@ -211,6 +217,7 @@ pub fn invalidate_ept(ept_pointer: u64) {
 
 /// INVVPID of the single context `vpid` (SDM vol. 3, "INVVPID—Invalidate Translations Based on VPID").
 pub fn invalidate_vpid(vpid: u16) {
+    events::count(Event::Invalidation);
     let descriptor = [u64::from(vpid), 0u64];
     let failed: u8;
     // SAFETY: VMX is on and has this type of INVVPID: `enable` asked for it. It only drops cached translations.

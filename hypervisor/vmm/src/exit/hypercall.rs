@@ -37,6 +37,7 @@ pub fn call<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundi
             let ticks = chipset_now(vm, around.host).0;
             (around.host.tsc_frequency().ns_in_ticks(ticks) & (u64::MAX >> 1)).cast_signed()
         }
+        abi::COUNTS => around.host.events().map_or(abi::ENOSYS, u64::cast_signed),
         abi::EXIT => {
             vm.status = (first & 0xffff_ffff) as u32;
             resume = Resume::Stop(StopReason::Exited);

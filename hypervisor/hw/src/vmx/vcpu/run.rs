@@ -15,7 +15,7 @@ use lamina_arch::vmx::{field, interruption, rules};
 use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran};
 
 use super::super::capture::capture;
-use super::super::entry::{self, Refusal};
+use super::super::entry::{self, Entered};
 use super::super::quick::{
     CPUID, EPT_VIOLATION, INTERRUPT_WINDOW, IO, InGuest, PREEMPTION_TIMER, RDMSR, VMCALL, WRMSR, nested, port_access,
     step, step_by,
@@ -45,8 +45,8 @@ impl VmxVcpu {
         };
         let reason = loop {
             let at = timer::now();
-            if let Err(refusal) = entered {
-                return Err(self.refused(refusal));
+            if entered.is_refused() {
+                return Err(self.refused(entered));
             }
             let reason = vmcs.read(field::EXIT_REASON);
             let registers = &mut InGuest { frame: &mut self.frame, vmcs: &vmcs, extended: &self.extended };
@@ -64,7 +64,7 @@ impl VmxVcpu {
                         Answer::Look => Answer::LookHere,
                         answer => answer,
                     };
-                    if stepped != answer && !step_by(&mut vmcs, length.into()) {
+                    if stepped != answer && !step_by::<true>(&mut vmcs, length.into()) {
                         self.step_carefully(Some(length));
                         vmcs = self.vmcs.current();
                     }
@@ -84,11 +84,11 @@ impl VmxVcpu {
             if answer == Answer::Refused {
                 break reason;
             }
-            if matches!(answer, Answer::Done | Answer::Look) && !step(&mut vmcs) {
+            if answer.advances() && !step(&mut vmcs) {
                 self.step_carefully(None);
                 vmcs = self.vmcs.current();
             }
-            if matches!(answer, Answer::Look | Answer::LookHere) {
+            if answer.looks() {
                 let registers = &mut InGuest { frame: &mut self.frame, vmcs: &vmcs, extended: &self.extended };
                 // A trap that is pending goes before any interrupt, and the run loop knows how.
                 let next = if self.trap_pending { None } else { quick.look(registers, timer::now()) };
@@ -143,13 +143,13 @@ impl VmxVcpu {
     }
 
     #[cold]
-    fn refused(&mut self, refusal: Refusal) -> EntryFailure {
-        let error = match refusal {
-            Refusal::Valid => {
+    fn refused(&mut self, entered: Entered) -> EntryFailure {
+        let error = match entered {
+            Entered::FAIL_VALID => {
                 let number = self.vmcs.current().read(field::INSTRUCTION_ERROR);
                 format!("VM-instruction error {number}: {}", rules::instruction_error(number))
             }
-            Refusal::Invalid => String::from("no VMCS is current"),
+            _ => String::from("no VMCS is current"),
         };
         self.failure(error)
     }

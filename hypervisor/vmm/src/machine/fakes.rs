@@ -10,6 +10,7 @@ mod bench;
 mod chipset;
 mod host;
 mod instructions;
+mod step;
 mod trace;
 mod vcpu;
 
@@ -20,5 +21,6 @@ pub use chipset::{
 };
 pub use host::{FakeHost, HZ, Idle, SERIAL_VECTOR, World};
 pub use instructions::*;
+pub use step::{Program, Step};
 pub use trace::Trace;
-pub use vcpu::{FakeVcpu, Program, Step};
+pub use vcpu::FakeVcpu;

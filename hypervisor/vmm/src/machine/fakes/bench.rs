@@ -7,7 +7,7 @@ use std::vec::Vec;
 use lamina_arch::addr::{Hpa, PAGE_2M};
 
 use super::host::{FakeHost, World};
-use super::vcpu::Program;
+use super::step::Program;
 use crate::chipset::Chipset;
 use crate::config::{self, Apic, Blob, Boot, Bundle, CPU_HOST, LogLevel, VmConfig};
 use crate::frames::{FramePool, FrameStock};

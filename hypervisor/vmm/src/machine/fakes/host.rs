@@ -9,8 +9,9 @@ use std::vec::Vec;
 use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
 
+use super::step::Program;
 use super::trace::Trace;
-use super::vcpu::{FakeVcpu, Program};
+use super::vcpu::FakeVcpu;
 use crate::fake_memory::FakeMemory;
 use crate::frames::FrameStock;
 use crate::host::{Host, HostMemory};

@@ -7,8 +7,8 @@ use lamina_arch::exit::{CrAccess, CrExit, Direction, Exit, IoExit, NestedFault, 
 use lamina_arch::regs::Gpr;
 
 use super::chipset::CONSOLE_PORT;
-use super::vcpu::Step;
-pub use super::vcpu::script;
+use super::step::Step;
+pub use super::step::script;
 use crate::layout;
 use crate::vcpu::Vcpu;
 

@@ -68,6 +68,8 @@ pub enum Needs {
     Tcg,
     /// A machine whose bare processor is a measure of what a VM must do.
     Measure,
+    /// A machine on which firmware and what it starts never stand still.
+    Firmware,
 }
 
 /// Runs the scenarios as an ordinary test program would its tests. Does not return.
@@ -116,6 +118,9 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Measure, Name::Tcg) => {
             Some("the bare machine is no measure there: it faults at little, and stands still at a reserved bit of CR4")
         }
+        (Needs::Firmware, Name::Tcg) => Some(
+            "a Linux that firmware started stood still there in the middle of its output, and why is not known yet",
+        ),
         (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors that lack something"),
         _ => None,
     }

@@ -14,8 +14,18 @@ use crate::report::{self, Progress};
 
 /// The suite whose source package is taken.
 const SUITE: &str = "trixie";
-/// The package's upstream version, which names the directory in the cache.
+/// The package's upstream version.
 const VERSION: &str = "3.0";
+/// The directory in the cache: the version, and the number of this program's own changes to it ([`CHANGES`]).
+const DIRECTORY: &str = "bochs-3.0-changes1";
+/// What is changed in the source before it is built.
+const CHANGES: &[Change] = &[Change {
+    // An interrupt of the machine's that arrives while a virtual one waits delivered that one to the guest although
+    // RFLAGS.IF was 0, because this asked whether it waits, not whether it may be delivered.
+    file: "cpu/event.cc",
+    from: "if (is_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
+    to: "if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
+}];
 /// How it is configured: every processor feature, every optimization, no debugger, no display.
 const CONFIGURE: &[&str] = &[
     "--enable-x86-64",
@@ -37,6 +47,26 @@ const CONFIGURE: &[&str] = &[
 /// How many lines `configure` and `make` print, as far as the progress bar cares.
 const CONFIGURE_LINES: u64 = 290;
 const BUILD_LINES: u64 = 1040;
+
+/// One text in one file of the source, and what takes its place.
+struct Change {
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+impl Change {
+    /// # Errors
+    /// The file cannot be read or written, or does not have the text exactly once.
+    fn apply(&self, source: &Path) -> Result<()> {
+        let path = source.join(self.file);
+        let text = fs::read_to_string(&path).with_context(|| format!("no {} in Bochs' source", self.file))?;
+        let found = text.matches(self.from).count();
+        ensure!(found == 1, "{} of Bochs {VERSION} has the text to be changed {found} times, not once", self.file);
+        fs::write(&path, text.replace(self.from, self.to))?;
+        Ok(())
+    }
+}
 
 /// The firmware that the emulated PC starts with.
 #[derive(Clone, Debug)]
@@ -75,7 +105,7 @@ pub fn built() -> Result<Option<PathBuf>> {
 }
 
 fn program(cache: &Path) -> PathBuf {
-    cache.join(format!("bochs-{VERSION}")).join("bochs")
+    cache.join(DIRECTORY).join("bochs")
 }
 
 /// The built program; it is built when it is not in the cache.
@@ -106,6 +136,9 @@ pub fn build() -> Result<PathBuf> {
     let mut command = Command::new("tar");
     command.arg("-xJf").arg(tarball).arg("--strip-components=1").arg("-C").arg(&source);
     report::run("unpacking Bochs", Progress::Unknown, command)?;
+    for change in CHANGES {
+        change.apply(&source)?;
+    }
 
     let mut command = Command::new("./configure");
     command.args(CONFIGURE).current_dir(&source).env("CFLAGS", "-O3").env("CXXFLAGS", "-O3");
@@ -221,6 +254,20 @@ mod tests {
         assert_eq!(Tarball::of_line("Need to get 3930 kB of source archives."), None);
         assert_eq!(Tarball::of_line("'http://host/x' ../x 1 SHA256:78f6"), None);
         assert_eq!(Tarball::of_line("'http://host/x' x 1 MD5Sum:78f6"), None);
+    }
+
+    #[test]
+    fn a_change_needs_its_text_exactly_once() {
+        let source = tempfile::tempdir().unwrap();
+        let change = Change { file: "a.cc", from: "if (a)", to: "if (b)" };
+        let file = source.path().join(change.file);
+        assert!(change.apply(source.path()).unwrap_err().to_string().contains("no a.cc"));
+        fs::write(&file, "x; if (a) y;").unwrap();
+        change.apply(source.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "x; if (b) y;");
+        assert!(change.apply(source.path()).unwrap_err().to_string().contains("0 times"));
+        fs::write(&file, "if (a) if (a)").unwrap();
+        assert!(change.apply(source.path()).unwrap_err().to_string().contains("2 times"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use lamina_tests::{Needs, Scenario, Stage};
+use lamina_tests::{Needs, Running, Scenario, Stage};
 
 pub const SCENARIO: Scenario = Scenario { name: "counts", needs: Needs::Vmx, limit: 300, long: false, run };
 
@@ -16,6 +16,7 @@ const VMS: &str = r#"
     cmdline = "count=events"
     memory = "64M"
     backing = "lazy"
+    apic = "emulated"
 "#;
 
 /// Rows of the table, and what `guest/bench` calls the operations that they are of.
@@ -30,13 +31,15 @@ const ROWS: &[(&str, &[&str])] = &[
     ("first touch of a page", &["touch/first"]),
 ];
 
+/// Operations that a processor which virtualizes the local APIC leaves without an exit.
+const WITHOUT_EXIT: &[&str] = &["mmio/apic-version", "mmio/apic-eoi", "ipi/x2apic-self"];
+
 fn run(stage: &Stage) -> Result<()> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
     let page = std::fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
     let mut machine = stage.built_with("count").boot(VMS)?;
     machine.expect(r"^\[bench\] R end$")?;
-    let found: BTreeMap<String, Vec<u64>> =
-        machine.lines("^.bench. C ")?.iter().filter_map(|line| counted(line)).collect();
+    let found = counts(&machine)?;
     for (row, operations) in ROWS {
         let [reads, writes] = written(&page, row).with_context(|| format!("no row {row:?} in ARCHITECTURE.md"))?;
         for operation in *operations {
@@ -48,7 +51,21 @@ fn run(stage: &Stage) -> Result<()> {
             );
         }
     }
+    machine.ends(0)?;
+
+    let mut machine = stage.built_with("count").boot(&VMS.replace("emulated", "virtualized"))?;
+    machine.expect(r"^\[bench\] R end$")?;
+    let found = counts(&machine)?;
+    for operation in WITHOUT_EXIT {
+        let got = found.get(*operation).with_context(|| format!("{operation} was not counted"))?;
+        ensure!(got.iter().all(|count| *count == 0), "{operation} exits with a virtualized APIC: {got:?}");
+    }
     machine.ends(0)
+}
+
+/// What the guest said of each operation.
+fn counts(machine: &Running) -> Result<BTreeMap<String, Vec<u64>>> {
+    Ok(machine.lines("^.bench. C ")?.iter().filter_map(|line| counted(line)).collect())
 }
 
 /// VMREADs and VMWRITEs in the table's row.

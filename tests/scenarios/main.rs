@@ -1,6 +1,7 @@
 //! The boot scenarios: one file each, run as ordinary tests (see `docs/guide/testing.md`).
 
 mod acpi;
+mod apic;
 mod audit;
 mod checker;
 mod conformance;
@@ -46,6 +47,7 @@ fn main() {
     lamina_tests::main(&[
         refused_on_host::SCENARIO,
         acpi::SCENARIO,
+        apic::SCENARIO,
         hello::SCENARIO,
         hello_status::SCENARIO,
         ticker::SCENARIO,

@@ -163,7 +163,7 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], audience: Audi
             vcpus: vm.vcpus,
             weight: vm.weight,
             cpu: vm.cpu.clone(),
-            apic: vm.apic,
+            apic: vm.apic.unwrap_or_default(),
             cdrom: vm.cdrom.as_ref().map(blob),
             vga: vm.vga.as_ref().map(|vga| packed::Vga { bios: vga.bios.as_ref().map(blob) }),
             hpet: vm.hpet,

@@ -24,6 +24,7 @@ use crate::image::{self, Firmware};
 use crate::machine::{Machine, Sink};
 use crate::setup::{debian, rust};
 use crate::{artifacts, bundle, paths};
+use lamina_vmm::config::Apic;
 use lamina_vmm::memory::Backing;
 
 /// What the hypervisor needs besides the memory of its VMs and the bundle. Unit: bytes.
@@ -157,7 +158,7 @@ impl Request {
     /// # Errors
     /// The configuration is refused ([`ConfigError`]), or any of that fails.
     pub fn prepare(&self) -> Result<Prepared> {
-        let config = match &self.config {
+        let mut config = match &self.config {
             Input::File(path) => Config::load(path)?,
             Input::Text { text, base } => Config::parse(text, "configuration", base)?,
         };
@@ -165,6 +166,11 @@ impl Request {
         check_memory(&config, self.memory.unwrap_or(u64::MAX), "the machine's, given by --memory")?;
         check_memory(&config, available_memory().unwrap_or(u64::MAX), "what this host has available")?;
         let choice = backend::choose(self.on, &backend::Host::USUAL)?;
+        if choice.backend.delivers_masked_interrupts() {
+            for vm in &mut config.vms {
+                vm.apic.get_or_insert(Apic::Emulated);
+            }
+        }
         let images = images(&config)?;
         let kernel = match self.feature {
             None => artifacts::hypervisor()?,

@@ -72,9 +72,7 @@ pub fn run(lamina: Option<Lamina>) {
     });
     if cpu::has(1, 0, 2, 21) && cpu::has(1, 0, 2, 24) {
         interrupts::enable();
-        if !counts::is_enabled() {
-            interrupts::self_ipi();
-        }
+        interrupts::self_ipi();
         // SAFETY: the timer has the mode for it; 0 disarms it.
         measure::operation("wrmsr/tsc-deadline", || unsafe { wrmsr(IA32_TSC_DEADLINE, u64::MAX / 2) });
         // SAFETY: as above.

@@ -7,6 +7,7 @@ use core::cell::UnsafeCell;
 
 use guest_rt::trap;
 
+use crate::counts;
 use crate::instruction::{drain, halt_while, rdmsr, rdtsc, spin_while, wrmsr};
 use crate::measure::{ROUNDS, report};
 
@@ -83,18 +84,28 @@ pub fn enable() {
 /// From the write to the self-IPI register to the handler.
 #[inline(never)]
 pub fn self_ipi() {
-    let mut samples = [0; ROUNDS];
-    for sample in &mut samples {
-        let (_, before, count) = seen();
-        // SAFETY: interrupts are let in with a handler for the vector in place.
-        unsafe { core::arch::asm!("sti") };
-        let from = rdtsc();
-        // SAFETY: x2APIC mode is on.
-        unsafe { wrmsr(X2APIC_SELF_IPI, VECTOR.into()) };
-        spin_while(count, before);
-        *sample = seen().0 - from;
+    let name = "ipi/x2apic-self";
+    if counts::is_enabled() {
+        return counts::operation(name, || {
+            interrupt_itself();
+        });
     }
-    report("ipi/x2apic-self", &mut samples);
+    let mut samples = [0; ROUNDS];
+    samples.fill_with(interrupt_itself);
+    report(name, &mut samples);
+}
+
+/// How long it takes. Unit: ticks of the TSC.
+#[inline(always)]
+fn interrupt_itself() -> u64 {
+    let (_, before, count) = seen();
+    // SAFETY: interrupts are let in with a handler for the vector in place.
+    unsafe { core::arch::asm!("sti") };
+    let from = rdtsc();
+    // SAFETY: x2APIC mode is on.
+    unsafe { wrmsr(X2APIC_SELF_IPI, VECTOR.into()) };
+    spin_while(count, before);
+    seen().0 - from
 }
 
 /// From the deadline, `ahead` ticks in the future, to the handler, with the processor spinning or halted.

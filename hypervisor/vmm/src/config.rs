@@ -133,9 +133,9 @@ impl Boot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Apic {
     /// The processor, where it can, and nobody records what the guest sees.
+    #[default]
     Virtualized,
     /// The hypervisor.
-    #[default]
     Emulated,
 }
 

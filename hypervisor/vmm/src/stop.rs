@@ -27,7 +27,7 @@ pub enum StopReason {
     OutsideMemory {
         /// The address.
         gpa: Gpa,
-        /// `read`, `write` or `instruction fetch`.
+        /// `read`, `write`, `instruction fetch`, or `access` where the processor did not tell.
         access: &'static str,
         /// Where.
         rip: u64,

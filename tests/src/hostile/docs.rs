@@ -59,5 +59,8 @@ pub fn page() -> String {
 
 /// A pattern as words.
 fn plain(pattern: &str) -> String {
-    pattern.replace(r"\(", "(").replace(r"\)", ")").replace(".*", "…").replace(['^', '$'], "")
+    // A group is one of several words; what is escaped is meant as it stands.
+    let alternatives =
+        pattern.replace(r"\(", "\u{1}").replace(r"\)", "\u{2}").replace(['(', ')'], "").replace('|', " or ");
+    alternatives.replace('\u{1}', "(").replace('\u{2}', ")").replace(".*", "…").replace(['^', '$'], "")
 }

@@ -42,6 +42,8 @@ pub struct Bochs {
     pub program: PathBuf,
     /// It has the debugger inside, and waits for its commands.
     pub debugger: bool,
+    /// It is the one that is built here, with the changes of [`setup::bochs`].
+    pub changed: bool,
     /// The PC's firmware.
     pub firmware: Firmware,
     /// What its processor shall have.
@@ -117,7 +119,8 @@ fn bochs(program: PathBuf) -> Result<Bochs> {
         bail!("{} is no Bochs", program.display());
     }
     let debugger = help.contains("-rc filename");
-    Ok(Bochs { debugger, firmware: setup::bochs::firmware()?, extension: Extension::Vmx, program })
+    let changed = setup::bochs::built()?.is_some_and(|built| built == program);
+    Ok(Bochs { debugger, changed, firmware: setup::bochs::firmware()?, extension: Extension::Vmx, program })
 }
 
 impl Bochs {
@@ -209,7 +212,7 @@ pub(super) mod tests {
     /// A Bochs that is not there.
     pub fn any(extension: Extension) -> Bochs {
         let firmware = Firmware { bios: "/bios".into(), vga: "/vga".into() };
-        Bochs { program: "/bochs".into(), debugger: false, firmware, extension }
+        Bochs { program: "/bochs".into(), debugger: false, changed: true, firmware, extension }
     }
 
     fn machine(directory: &Path) -> Machine {

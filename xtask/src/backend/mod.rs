@@ -139,6 +139,13 @@ impl Backend {
         }
     }
 
+    /// The machine's processor can deliver a virtual interrupt while RFLAGS.IF is 0, so that APIC virtualization is not
+    /// to be had there unless somebody asks for it: every Bochs but the one that [`setup::bochs`](crate::setup::bochs)
+    /// builds.
+    pub fn delivers_masked_interrupts(&self) -> bool {
+        matches!(self, Backend::Bochs(bochs) if !bochs.changed)
+    }
+
     /// The command that runs a machine.
     ///
     /// # Errors

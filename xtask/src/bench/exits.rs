@@ -57,6 +57,13 @@ const BOUNDS: &[Bound] = &[
     shown("wrmsr/tsc-deadline", Some([908.0, 1002.0])),
     bound("deadline/spinning", Some([1901.0, 1996.0]), 500.0, 300.0),
     bound("deadline/halted", Some([6016.0, 10643.0]), 900.0, 500.0),
+    // The same with the local APIC by the processor.
+    shown("mmio/apic-version/virtualized", None),
+    shown("mmio/apic-eoi/virtualized", None),
+    shown("ipi/x2apic-self/virtualized", None),
+    shown("wrmsr/tsc-deadline/virtualized", None),
+    shown("deadline/spinning/virtualized", None),
+    shown("deadline/halted/virtualized", None),
     bound("touch/first", Some([2869.0, 3008.0]), 800.0, 400.0),
     // What `touch/first` would cost more without a stock of cleared frames.
     shown("clear/page", None),
@@ -70,6 +77,8 @@ const THERE_AND_BACK: &str = "switch/there-and-back";
 
 /// A VM of 16 MiB, backed on first touch, from its configuration to its first instruction: made, and switched to.
 const CREATE: &str = "vm/create";
+/// Behind the names of what was measured with `apic = "virtualized"`: where the processor can.
+const VIRTUALIZED: &str = "/virtualized";
 /// VMs that are made for it.
 const CREATED: usize = 16;
 
@@ -80,7 +89,7 @@ pub type Figures = BTreeMap<String, Figure>;
 pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
     let _activity = report::activity("exits");
     let guest = artifacts::build("guest-bench", "bench")?;
-    say(format_args!("exits: six boots, 5 to 20 s each"));
+    say(format_args!("exits: eight boots, 5 to 20 s each"));
     let natively = figures(native::start(backend, &guest, &[], "", MEMORY, LIMIT)?).context("natively")?;
     let alone = r#"
         [[vm]]
@@ -88,8 +97,12 @@ pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
         kernel = "guest:bench"
         memory = "64M"
         backing = "lazy"
+        apic = "emulated"
         "#;
     let mut lamina = figures(boot(backend, alone)?).context("under Lamina")?;
+    let virtualized = alone.replace("emulated", "virtualized");
+    let by_processor = figures(boot(backend, &virtualized)?).context("with a virtualized APIC")?;
+    lamina.extend(by_processor.into_iter().map(|(name, figure)| (name + VIRTUALIZED, figure)));
     let two = r#"
         [[vm]]
         name = "bench"
@@ -106,7 +119,9 @@ pub fn measure(backend: &Backend, table: &mut Table) -> Result<()> {
     lamina.extend(switches.get(SWITCH).map(|figure| (SWITCH.to_owned(), *figure)));
     let switch = lamina.get(SWITCH).map_or(0.0, |figure| figure.median);
     lamina.insert(CREATE.to_owned(), creation(backend, switch).context("VMs being made")?);
-    let events = events(backend, alone, two).context("counting")?;
+    let mut events = events(backend, alone, two).context("counting")?;
+    let by_processor = counted(backend, &counting(&virtualized)).context("counting with a virtualized APIC")?;
+    events.extend(by_processor.into_iter().map(|(name, counts)| (name + VIRTUALIZED, counts)));
     for bound in BOUNDS {
         let figure = lamina.get(bound.id).with_context(|| format!("the guest has said nothing of {}", bound.id))?;
         let native = natively.get(bound.id).copied();
@@ -152,15 +167,21 @@ type Events = BTreeMap<String, [u64; EVENTS.len()]>;
 
 /// What operations cost that instructions do not show, of the guests in `alone` and `two` under a hypervisor that counts.
 fn events(backend: &Backend, alone: &str, two: &str) -> Result<Events> {
-    let counted = |config: &str| -> Result<Events> {
-        let request = Request::text(config, "").on(Some(backend.name())).timeout(LIMIT).built_with(Some("count"));
-        let machine = to_end(request.prepare()?.start()?)?;
-        Ok(machine.transcript().lines().iter().filter_map(|line| event(line)).collect())
-    };
-    let mut events = counted(&alone.replace("memory =", "cmdline = \"count=events\"\nmemory ="))?;
-    let switches = counted(&two.replace("role=switch", "role=switch count=events"))?;
+    let mut events = counted(backend, &counting(alone))?;
+    let switches = counted(backend, &two.replace("role=switch", "role=switch count=events"))?;
     events.extend(switches.get(THERE_AND_BACK).map(|way| (SWITCH.to_owned(), way.map(|count| count.div_ceil(2)))));
     Ok(events)
+}
+
+/// The configuration of a guest without a command line, told to count.
+fn counting(config: &str) -> String {
+    config.replace("memory =", "cmdline = \"count=events\"\nmemory =")
+}
+
+fn counted(backend: &Backend, config: &str) -> Result<Events> {
+    let request = Request::text(config, "").on(Some(backend.name())).timeout(LIMIT).built_with(Some("count"));
+    let machine = to_end(request.prepare()?.start()?)?;
+    Ok(machine.transcript().lines().iter().filter_map(|line| event(line)).collect())
 }
 
 /// `C NAME` and the counts, behind a prefix or none.

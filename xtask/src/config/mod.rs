@@ -50,8 +50,8 @@ pub struct Vm {
     pub weight: u32,
     /// CPU model.
     pub cpu: String,
-    /// Who keeps its local APIC.
-    pub apic: Apic,
+    /// Who keeps its local APIC; where nobody said, the machine decides that it boots on.
+    pub apic: Option<Apic>,
     /// The image in its CD-ROM drive.
     pub cdrom: Option<Source>,
     /// Its VGA display adapter.

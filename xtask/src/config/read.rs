@@ -230,10 +230,11 @@ fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigE
     Ok(vm)
 }
 
-fn apic(section: &mut Section<'_>) -> Result<Apic, ConfigError> {
+fn apic(section: &mut Section<'_>) -> Result<Option<Apic>, ConfigError> {
     match section.text("apic")?.as_deref() {
-        Some("virtualized") => Ok(Apic::Virtualized),
-        None | Some("emulated") => Ok(Apic::Emulated),
+        None => Ok(None),
+        Some("virtualized") => Ok(Some(Apic::Virtualized)),
+        Some("emulated") => Ok(Some(Apic::Emulated)),
         Some(other) => {
             let reason = "must be \"virtualized\" (by the processor, where it can) or \"emulated\"";
             Err(section.refuse("apic", Value::String(other.to_owned()), reason))

@@ -77,7 +77,7 @@ fn everything_at_once() {
     assert_eq!((config.vms[0].memory, config.vms[0].weight), (256 << 20, 50));
     assert_eq!(config.vms[1].modules[0].cmdline, "env");
     assert_eq!([config.vms[0].backing, config.vms[1].backing], [Backing::Eager, Backing::Lazy]);
-    assert_eq!([config.vms[0].apic, config.vms[1].apic], [Apic::Emulated, Apic::Virtualized]);
+    assert_eq!([config.vms[0].apic, config.vms[1].apic], [None, Some(Apic::Virtualized)]);
     assert_eq!([Backing::Eager, Backing::Lazy].map(|b| config.memory(b)), [256 << 20, 8192]);
 }
 

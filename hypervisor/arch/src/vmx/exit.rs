@@ -292,8 +292,8 @@ fn decode_apic_access(qualification: u64) -> Option<NestedFault> {
         0 => NestedFault { read: true, ..linear },
         1 => NestedFault { write: true, ..linear },
         2 => NestedFault { fetch: true, ..linear },
-        // By an event's delivery: it is not told in which direction, and nobody asks.
-        3 => NestedFault { write: true, ..linear },
+        // By an event's delivery: it is not told in which direction.
+        3 => linear,
         10 | 15 => NestedFault { gpa: Gpa(msr::APIC_BASE_AFTER_RESET), read: true, table_walk: true, ..linear },
         _ => return None,
     })

@@ -26,10 +26,12 @@ pub const fn is_bus<V: Vcpu, C>(vm: &Vm<V, C>, gpa: Gpa) -> bool {
 pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, fault: &NestedFault) -> Resume {
     let delivering = vm.vcpu.interrupted_event().is_some();
     if !is_bus(vm, fault.gpa) || fault.table_walk || fault.fetch || delivering {
-        let access = match (fault.fetch, fault.write) {
-            (true, _) => "instruction fetch",
-            (false, true) => "write",
-            (false, false) => "read",
+        let access = match (fault.fetch, fault.write, fault.read) {
+            (true, ..) => "instruction fetch",
+            (_, true, _) => "write",
+            (_, _, true) => "read",
+            // Not every exit tells.
+            _ => "access",
         };
         let rip = vm.vcpu.read(SysReg::Rip);
         return Resume::Stop(StopReason::OutsideMemory { gpa: fault.gpa, access, rip });

@@ -4,6 +4,7 @@ mod acpi;
 mod apic;
 mod audit;
 mod checker;
+mod clocks;
 mod conformance;
 mod console;
 mod counts;
@@ -56,6 +57,8 @@ fn main() {
         fpu_pair::SCENARIO,
         checker::SCENARIO,
         conformance::SCENARIO,
+        clocks::SCENARIO,
+        clocks::LONG,
         triple::SCENARIO,
         outside::SCENARIO,
         exit_statuses::SCENARIO,

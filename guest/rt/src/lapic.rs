@@ -15,11 +15,14 @@ const EOI: u32 = 0xb0;
 const SPURIOUS: u32 = 0xf0;
 const LVT_TIMER: u32 = 0x320;
 const INITIAL_COUNT: u32 = 0x380;
+const CURRENT_COUNT: u32 = 0x390;
 const DIVIDE: u32 = 0x3e0;
 
 /// Software enable, in the spurious-interrupt vector register.
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const DIVIDE_BY_1: u32 = 0b1011;
+/// In an entry of the local vector table: no interrupt.
+const MASKED: u32 = 1 << 16;
 
 /// Vectors within `trap`'s table, behind those of the 8259 pair.
 const TIMER_VECTOR: u8 = 0x30;
@@ -68,6 +71,22 @@ impl LocalApic {
         // The timer's handler has no way to the registers: acknowledged here, with interrupts out again.
         self.write(INITIAL_COUNT, 0);
         self.write(EOI, 0);
+    }
+
+    /// Has the timer count down from `ticks` without an interrupt at its end.
+    pub fn count_from(&self, ticks: u32) {
+        self.write(LVT_TIMER, MASKED | u32::from(TIMER_VECTOR));
+        self.write(INITIAL_COUNT, ticks);
+    }
+
+    /// What is left to count.
+    pub fn remaining(&self) -> u32 {
+        match self.access {
+            // SAFETY: the registers' page, mapped one to one; this one is read without effect.
+            Access::Memory(base) => unsafe { ((base + u64::from(CURRENT_COUNT)) as *const u32).read_volatile() },
+            // SAFETY: the mode is on.
+            Access::Msr => (unsafe { rdmsr(X2APIC_FIRST + (CURRENT_COUNT >> 4)) } & 0xffff_ffff) as u32,
+        }
     }
 
     fn write(&self, register: u32, value: u32) {

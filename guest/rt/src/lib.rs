@@ -28,6 +28,7 @@ pub mod pit;
 pub mod port;
 pub mod power;
 pub mod probe;
+pub mod rtc;
 pub mod serial;
 mod start;
 pub mod trap;

@@ -30,6 +30,20 @@ fn divisor(hz: u16) -> u16 {
     u16::try_from((RATE + hz / 2) / hz).unwrap_or(u16::MAX)
 }
 
+/// Has channel 2 count down from 65536 without end.
+pub fn run_free() {
+    write(PORT_B, port::read_u8(PORT_B) & !2 | 1);
+    write(CONTROL, 0xb4); // channel 2, low byte then high, mode 2, binary
+    write(CHANNEL2, 0);
+    write(CHANNEL2, 0);
+}
+
+/// Channel 2's count, latched; 0 stands for 65536.
+pub fn count() -> u16 {
+    write(CONTROL, 0x80);
+    u16::from_le_bytes([port::read_u8(CHANNEL2), port::read_u8(CHANNEL2)])
+}
+
 /// Measures how far the time-stamp counter goes in `milliseconds` (at most 54) by channel 2. Unit: ticks per second.
 pub fn measure_tsc(milliseconds: u16) -> u64 {
     let count = u16::try_from(RATE * u64::from(milliseconds) / 1000).unwrap_or(u16::MAX);

@@ -32,6 +32,7 @@ mod ipxe;
 mod lazy;
 mod memtest_ia32;
 mod memtest_x64;
+mod mitigations;
 mod multiboot;
 mod outside;
 mod planted_bugs;
@@ -64,6 +65,7 @@ fn main() {
         exit_statuses::SCENARIO,
         console::SCENARIO,
         counts::SCENARIO,
+        mitigations::SCENARIO,
         diff::SCENARIO,
         diff::LONG,
         multiboot::SCENARIO,

@@ -82,6 +82,14 @@ impl Stage {
         self.start(&request.processor_options(processor))
     }
 
+    /// Boots the machines of a configuration on a machine with a processor of this model, as Bochs calls it.
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_on_model(&self, model: &'static str, config: &str) -> Result<Running> {
+        self.start(&Request::text(config, paths::workspace()).model(model))
+    }
+
     fn start(&self, request: &Request) -> Result<Running> {
         let request = request.clone().on(Some(self.backend()?)).timeout(self.limit).built_with(self.feature);
         let prepared = request.prepare()?;

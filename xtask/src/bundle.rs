@@ -171,7 +171,8 @@ fn describe(config: &Config, sources: &[&Source], blobs: &[Blob], audience: Audi
             trace: vm.trace,
         })
         .collect();
-    Bundle { interactive: audience.terminal, screen: audience.screen, log: config.log, vms }
+    let (interactive, screen) = (audience.terminal, audience.screen);
+    Bundle { interactive, screen, log: config.log, mitigations: config.mitigations, vms }
 }
 
 #[cfg(test)]

@@ -55,6 +55,7 @@ pub struct Request {
     firmware: Firmware,
     screen: bool,
     processor_options: Option<String>,
+    model: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +76,7 @@ impl Request {
             firmware: Firmware::Bios,
             screen: false,
             processor_options: None,
+            model: None,
             feature: None,
         }
     }
@@ -153,6 +155,13 @@ impl Request {
         self
     }
 
+    /// With a processor of this model, as Bochs calls it; else the usual one.
+    #[must_use]
+    pub fn model(mut self, model: &'static str) -> Self {
+        self.model = Some(model);
+        self
+    }
+
     /// Checks the configuration, sets up what is missing, builds, and makes the disk image.
     ///
     /// # Errors
@@ -194,6 +203,7 @@ impl Request {
             directory: directory.path().to_owned(),
             uefi: (self.firmware == Firmware::Uefi).then(ovmf).transpose()?,
             processor_options: self.processor_options.clone(),
+            model: self.model,
             monitor: self.screen.then(|| directory.path().join(MONITOR)),
             ..backend::Machine::default()
         };

@@ -16,6 +16,7 @@ pub mod hypercall;
 pub mod msr;
 pub mod regs;
 pub mod segment;
+pub mod speculation;
 pub mod svm;
 pub mod time;
 pub mod vmx;

@@ -14,6 +14,7 @@ pub const IA32_BIOS_SIGN_ID: u32 = 0x8b;
 pub const MSR_PLATFORM_INFO: u32 = 0xce;
 pub const IA32_MTRRCAP: u32 = 0xfe;
 pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+pub const IA32_FLUSH_CMD: u32 = 0x10b;
 pub const IA32_SYSENTER_CS: u32 = 0x174;
 pub const IA32_SYSENTER_ESP: u32 = 0x175;
 pub const IA32_SYSENTER_EIP: u32 = 0x176;

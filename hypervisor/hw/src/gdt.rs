@@ -17,6 +17,8 @@ pub const DOUBLE_FAULT_STACK: u16 = 0;
 pub const NMI_STACK: u16 = 1;
 /// Index into the interrupt stack table, from 0: machine check.
 pub const MACHINE_CHECK_STACK: u16 = 2;
+/// Flat data, writable.
+pub const DATA_SELECTOR: u16 = 2 << 3;
 /// Size of each of these stacks: a report formats numbers and looks up symbols. Unit: pages of 4 KiB.
 const STACK_PAGES: u64 = 8;
 
@@ -30,6 +32,7 @@ pub fn init() {
     let mut gdt = Box::new(GlobalDescriptorTable::new());
     let code = gdt.append(Descriptor::kernel_code_segment());
     let data = gdt.append(Descriptor::kernel_data_segment());
+    assert_eq!(data.0, DATA_SELECTOR, "the data segment is the second");
     let task = gdt.append(Descriptor::tss_segment(Box::leak(tss)));
     Box::leak(gdt).load();
     // SAFETY: the selectors were just made for these descriptors: flat 64-bit code, flat data, an available TSS that

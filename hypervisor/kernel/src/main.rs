@@ -45,9 +45,9 @@ fn start(boot: &'static mut BootInfo) -> ! {
     let ready = bringup::bring_up(boot, &HEAP);
     let (memory, image, bundle) = run::unpack(ready);
     // The only place that knows of vendors: from here on, the back end is a type.
-    match Vmx::enable() {
+    match Vmx::enable(bundle.mitigations) {
         Ok(vmx) => run::run(Platform::new(memory, vmx), bundle, image),
-        Err(vmx::Unsupported::NoVmx) => match Svm::enable() {
+        Err(vmx::Unsupported::NoVmx) => match Svm::enable(bundle.mitigations) {
             Ok(svm) => run::run(Platform::new(memory, svm), bundle, image),
             Err(svm::Unsupported::NoSvm) => refuse(format_args!("{}", lamina_hw::NEITHER)),
             Err(unsupported) => refuse(format_args!("{unsupported}")),

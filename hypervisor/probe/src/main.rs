@@ -12,6 +12,7 @@ use bootloader_api::config::{BootloaderConfig, Mapping};
 use bootloader_api::info::MemoryRegionKind;
 use bootloader_api::{BootInfo, entry_point};
 use lamina_arch::addr::Hpa;
+use lamina_arch::speculation::Mitigations;
 use lamina_hw::memory::{self, KernelHeap, Region, RegionKind};
 use lamina_hw::report::refuse;
 use lamina_hw::svm::{self, Svm};
@@ -47,9 +48,9 @@ fn start(boot: &'static mut BootInfo) -> ! {
     // at the direct map's place, as it was asked to.
     unsafe { HEAP.init(heap, length) };
     control::protect();
-    let name = match Vmx::enable() {
+    let name = match Vmx::enable(Mitigations::Off) {
         Ok(_) => "VMX",
-        Err(vmx::Unsupported::NoVmx) => match Svm::enable() {
+        Err(vmx::Unsupported::NoVmx) => match Svm::enable(Mitigations::Off) {
             Ok(_) => "SVM",
             Err(svm::Unsupported::NoSvm) => refuse(format_args!("{}", lamina_hw::NEITHER)),
             Err(unsupported) => refuse(format_args!("{unsupported}")),

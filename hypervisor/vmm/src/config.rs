@@ -6,6 +6,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+pub use lamina_arch::speculation::Mitigations;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::Backing;
@@ -19,7 +20,7 @@ pub use pack::{BundleError, blob_bytes, encode, parse};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
-pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x05";
+pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x06";
 /// Alignment of blobs. Unit: bytes.
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.
@@ -68,6 +69,8 @@ pub struct Bundle {
     pub screen: bool,
     /// Level of the hypervisor's own log.
     pub log: LogLevel,
+    /// Defences against speculation.
+    pub mitigations: Mitigations,
     /// The virtual machines, in the order of the file.
     pub vms: Vec<VmConfig>,
 }

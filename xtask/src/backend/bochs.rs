@@ -178,6 +178,7 @@ impl Bochs {
             Extension::Vmx => VMX_MODEL,
             Extension::Svm => SVM_MODEL,
         };
+        let model = machine.model.unwrap_or(model);
         writeln!(text, "cpu: model={model}, count={cpus}, ips={ips}, reset_on_triple_fault=0")?;
         writeln!(text, "memory: guest={megabytes}, host={}", megabytes.min(HOST_MEMORY_MAX))?;
         writeln!(text, "clock: sync={clock}, time0=utc")?;

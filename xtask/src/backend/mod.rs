@@ -92,6 +92,8 @@ pub struct Machine {
     pub uefi: Option<PathBuf>,
     /// What follows the processor's model in QEMU's option, with a comma in front, to take features away.
     pub processor_options: Option<String>,
+    /// The processor's model in Bochs; `None` for the usual one.
+    pub model: Option<&'static str>,
     /// Where QEMU's monitor listens, if anywhere: a socket's path.
     pub monitor: Option<PathBuf>,
     /// What begins the first line of whoever listens to the serial port.
@@ -110,6 +112,7 @@ impl Default for Machine {
             directory: PathBuf::new(),
             uefi: None,
             processor_options: None,
+            model: None,
             monitor: None,
             first_words: FIRST_WORDS,
         }

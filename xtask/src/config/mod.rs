@@ -9,7 +9,7 @@ pub mod size;
 
 use std::path::{Path, PathBuf};
 
-use lamina_vmm::config::{Apic, LogLevel};
+use lamina_vmm::config::{Apic, LogLevel, Mitigations};
 use lamina_vmm::memory::Backing;
 
 use crate::setup::debian::Package;
@@ -23,6 +23,8 @@ pub struct Config {
     pub file: String,
     /// Level of the hypervisor's own log.
     pub log: LogLevel,
+    /// Defences against speculation.
+    pub mitigations: Mitigations,
     /// The virtual machines, in the order of the file; at least one.
     pub vms: Vec<Vm>,
 }

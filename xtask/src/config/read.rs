@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use lamina_vmm::config::{Apic, CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, WEIGHT_MAX, validate_name};
+use lamina_vmm::config::{
+    Apic, CPU_HOST, FW_CFG_NAME_MAX, LogLevel, MEMORY_MAX, Mitigations, WEIGHT_MAX, validate_name,
+};
 use lamina_vmm::cpu_model::{MODELS, Model};
 use lamina_vmm::memory::Backing;
 use lamina_vmm::trace::RECORDS_MAX;
@@ -124,8 +126,8 @@ pub(super) fn config(text: &str, file: &str, base: &Path) -> Result<Config, Conf
         reason: error.to_string().trim_end().to_owned(),
     })?;
     let mut top = Section::new(file, String::new(), table);
-    let log = match top.take("lamina") {
-        None => LogLevel::Info,
+    let (log, mitigations) = match top.take("lamina") {
+        None => (LogLevel::Info, Mitigations::Auto),
         Some(Value::Table(table)) => lamina(Section::new(file, "[lamina]".to_owned(), table))?,
         Some(other) => return Err(top.refuse("lamina", other, "must be a table: [lamina]")),
     };
@@ -147,10 +149,10 @@ pub(super) fn config(text: &str, file: &str, base: &Path) -> Result<Config, Conf
         vms.push(vm);
     }
     top.finish()?;
-    Ok(Config { file: file.to_owned(), log, vms })
+    Ok(Config { file: file.to_owned(), log, mitigations, vms })
 }
 
-fn lamina(mut section: Section<'_>) -> Result<LogLevel, ConfigError> {
+fn lamina(mut section: Section<'_>) -> Result<(LogLevel, Mitigations), ConfigError> {
     let level = match section.text("log")?.as_deref() {
         Some("error") => LogLevel::Error,
         Some("warn") => LogLevel::Warn,
@@ -162,8 +164,17 @@ fn lamina(mut section: Section<'_>) -> Result<LogLevel, ConfigError> {
             return Err(section.refuse("log", value, "must be one of: error, warn, info, debug, trace"));
         }
     };
+    let mitigations = match section.text("mitigations")?.as_deref() {
+        None | Some("auto") => Mitigations::Auto,
+        Some("off") => Mitigations::Off,
+        Some("full") => Mitigations::Full,
+        Some(other) => {
+            let reason = "must be \"auto\" (what the processor asks for), \"off\" or \"full\" (all that it can do)";
+            return Err(section.refuse("mitigations", Value::String(other.to_owned()), reason));
+        }
+    };
     section.finish()?;
-    Ok(level)
+    Ok((level, mitigations))
 }
 
 fn vm(file: &str, index: usize, table: Table, base: &Path) -> Result<Vm, ConfigError> {

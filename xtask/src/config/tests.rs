@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lamina_vmm::config::LogLevel;
+use lamina_vmm::config::{LogLevel, Mitigations};
 use lamina_vmm::memory::Backing;
 
 use super::*;
@@ -42,7 +42,7 @@ fn defaults() {
     assert_eq!(*kernel(vm), Source::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")));
     assert!(vm.cdrom.is_none() && vm.vga.is_none() && !vm.hpet);
     assert!(vm.initrd.is_none() && vm.modules.is_empty());
-    assert_eq!(config.log, LogLevel::Info);
+    assert_eq!((config.log, config.mitigations), (LogLevel::Info, Mitigations::Auto));
 }
 
 #[test]
@@ -51,6 +51,7 @@ fn everything_at_once() {
         r#"
         [lamina]
         log = "debug"
+        mitigations = "full"
         [[vm]]
         name = "debian"
         kernel = "debian:linux-image-cloud-amd64"
@@ -70,7 +71,7 @@ fn everything_at_once() {
         "#,
     )
     .unwrap();
-    assert_eq!(config.log, LogLevel::Debug);
+    assert_eq!((config.log, config.mitigations), (LogLevel::Debug, Mitigations::Full));
     let package = Package::amd64("linux-image-cloud-amd64");
     assert_eq!(*kernel(&config.vms[0]), Source::Debian { package, file: None });
     assert_eq!(config.vms[0].initrd, Some(Source::Busybox("amd64")));
@@ -191,6 +192,7 @@ fn types_and_what_is_not_there_yet() {
     refused(one("cpu = \"nehalem\""), &["cpu = \"nehalem\"", "must be one of"]);
     refused(one("modules = 1"), &["modules = 1", "list of tables"]);
     refused(one("[lamina]\nlog = \"loud\""), &["[lamina]: log = \"loud\"", "must be one of"]);
+    refused(one("[lamina]\nmitigations = \"on\""), &["[lamina]: mitigations = \"on\"", "\"full\""]);
     refused(one("disk = \"x\""), &["disk = \"x\"", "not supported yet"]);
     refused(parse("[vm]\nname = \"a\""), &["vm = ", "list of tables"]);
     refused(parse("[[vm]\n"), &["line 1"]);

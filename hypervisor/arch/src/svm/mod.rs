@@ -9,4 +9,5 @@ pub mod features;
 pub mod intercept;
 pub mod rules;
 pub mod segment;
+pub mod speculation;
 pub mod vmcb;

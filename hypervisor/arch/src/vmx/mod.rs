@@ -9,3 +9,4 @@ pub mod exit;
 pub mod field;
 pub mod interruption;
 pub mod rules;
+pub mod speculation;

@@ -7,7 +7,9 @@ use alloc::string::String;
 use core::fmt;
 
 use lamina_arch::msr;
+use lamina_arch::speculation::{Mitigations, Plan};
 use lamina_arch::svm::features::{Capabilities, Features, LEAF, LEAF1_ECX_SVM, VM_CR_SVMDIS};
+use lamina_arch::svm::speculation::plan;
 use lamina_vmm::frames::FrameSize;
 use raw_cpuid::native_cpuid::cpuid_count;
 use raw_cpuid::{CpuId, CpuIdResult};
@@ -19,7 +21,7 @@ use super::vcpu::SvmVcpu;
 use super::vmcb::{VmcbPage, save_host};
 use crate::memory::{HostBlock, HostPage};
 use crate::platform::Backend;
-use crate::{control, xstate};
+use crate::{control, speculation, xstate};
 
 /// Why SVM cannot be used here. Its display is one line for the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,8 @@ pub struct Shared {
     pub largest_page: FrameSize,
     /// The processor has TSC_AUX.
     pub tsc_aux: bool,
+    /// What is done against speculation.
+    pub plan: Plan,
     /// Which MSRs do not exit.
     pub msr_map: HostBlock,
     /// Which ports do not exit.
@@ -111,12 +115,12 @@ pub struct Svm {
 }
 
 impl Svm {
-    /// Checks that this processor can do what is needed, and turns SVM on. After the processor's tables are in place:
-    /// its segment state is saved here.
+    /// Checks that this processor can do what is needed, and turns SVM on, and the defences that are wanted. After the
+    /// processor's tables are in place: its segment state is saved here.
     ///
     /// # Errors
     /// [`Unsupported`], with nothing changed.
-    pub fn enable() -> Result<Svm, Unsupported> {
+    pub fn enable(wanted: Mitigations) -> Result<Svm, Unsupported> {
         let cpuid = CpuId::new();
         let highest = cpuid_count(0x8000_0000, 0).eax;
         let svm = highest >= LEAF && cpuid_count(0x8000_0001, 0).ecx & LEAF1_ECX_SVM != 0;
@@ -134,12 +138,15 @@ impl Svm {
         // SAFETY: the area is a page of ours that nobody else touches from here on.
         unsafe { Msr::new(msr::VM_HSAVE_PA).write(save_area.hpa().0) };
         xstate::enable();
+        let plan = plan(wanted, &speculation::enumerated());
+        speculation::begin(&plan);
         let mut host = VmcbPage::new();
         save_host(&mut host);
         let shared = Box::leak(Box::new(Shared {
             capabilities,
             largest_page: if control::has_huge_pages() { FrameSize::Size1G } else { FrameSize::Size2M },
             tsc_aux,
+            plan,
             msr_map: bitmaps::msr(tsc_aux),
             io_map: bitmaps::io(),
             host,

@@ -53,8 +53,6 @@ pub struct SvmVcpu {
     tsc_aux: u64,
     /// DR0 to DR3.
     debug: [u64; 4],
-    /// The guest's IA32_SPEC_CTRL, in the processor while loaded.
-    speculation_control: u64,
     asid: u16,
     loaded: bool,
     shared: &'static Shared,
@@ -66,7 +64,7 @@ impl SvmVcpu {
         let mut vmcb = VmcbPage::new();
         setup(vmcb.fields(), shared, asid);
         SvmVcpu {
-            frame: Box::default(),
+            frame: Box::new(Frame::new(&shared.plan)),
             vmcb,
             captured: Captured::default(),
             event: None,
@@ -78,7 +76,6 @@ impl SvmVcpu {
             extended: ExtendedState::new(),
             tsc_aux: 0,
             debug: [0; 4],
-            speculation_control: 0,
             asid,
             loaded: false,
             shared,
@@ -187,6 +184,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn run<Q: Quick>(&mut self, mut deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
+        self.frame.defences.before_first_entry();
         let features = self.shared.capabilities.features;
         let tells_next_rip = features.contains(Features::NEXT_RIP);
         loop {
@@ -380,10 +378,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn set_speculation_control(&mut self, value: u64) {
-        self.speculation_control = value;
-        if self.loaded {
-            speculation::write_control(value);
-        }
+        self.frame.defences.set_control(value, self.loaded);
     }
 
     fn prediction_barrier(&mut self) {
@@ -408,9 +403,7 @@ impl Vcpu for SvmVcpu {
             write_tsc_aux(self.tsc_aux);
         }
         write_debug(&self.debug);
-        if self.speculation_control != 0 {
-            speculation::write_control(self.speculation_control);
-        }
+        self.frame.defences.load(|| percpu::current().current_vm.load(Ordering::Relaxed) != self.asid);
         self.loaded = true;
     }
 
@@ -424,8 +417,6 @@ impl Vcpu for SvmVcpu {
             self.tsc_aux = read_tsc_aux();
         }
         self.debug = read_debug();
-        if self.speculation_control != 0 {
-            speculation::write_control(0);
-        }
+        self.frame.defences.unload();
     }
 }

@@ -7,10 +7,12 @@ use core::arch::asm;
 use core::fmt;
 
 use lamina_arch::msr;
+use lamina_arch::speculation::{Mitigations, Plan};
 use lamina_arch::vmx::capabilities::Capabilities;
 use lamina_arch::vmx::controls::{
     EntryControls, EptVpidCapabilities, ExitControls, PinBased, ProcessorBased, Secondary, adjust,
 };
+use lamina_arch::vmx::speculation::plan;
 use raw_cpuid::CpuId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
@@ -19,7 +21,7 @@ use super::bitmaps;
 use super::vcpu::VmxVcpu;
 use crate::memory::HostPage;
 use crate::platform::Backend;
-use crate::xstate;
+use crate::{speculation, xstate};
 
 /// IA32_FEATURE_CONTROL: locked.
 const LOCKED: u64 = 1;
@@ -91,6 +93,8 @@ pub struct Shared {
     pub capabilities: Capabilities,
     /// The controls.
     pub controls: Controls,
+    /// What is done against speculation.
+    pub plan: Plan,
     /// Which MSRs do not exit.
     pub msr_bitmap: HostPage,
     /// And where the processor virtualizes the guest's x2APIC.
@@ -109,11 +113,11 @@ pub struct Vmx {
 }
 
 impl Vmx {
-    /// Checks that this processor can do what is needed, and turns VMX on.
+    /// Checks that this processor can do what is needed, and turns VMX on, and the defences that are wanted.
     ///
     /// # Errors
     /// [`Unsupported`], with nothing changed but CR0 and CR4 perhaps.
-    pub fn enable() -> Result<Vmx, Unsupported> {
+    pub fn enable(wanted: Mitigations) -> Result<Vmx, Unsupported> {
         let cpuid = CpuId::new();
         let features = cpuid.get_feature_info().ok_or(Unsupported::NoVmx)?;
         if !features.has_vmx() {
@@ -130,9 +134,12 @@ impl Vmx {
         let controls = controls(&capabilities)?;
         let vmxon = turn_on(&capabilities)?;
         xstate::enable();
+        let plan = plan(wanted, &speculation::enumerated());
+        speculation::begin(&plan);
         let shared = Box::leak(Box::new(Shared {
             capabilities,
             controls,
+            plan,
             msr_bitmap: bitmaps::msr_bitmap(controls.secondary),
             x2apic_bitmap: bitmaps::x2apic_bitmap(controls.secondary),
             io_bitmap_a: bitmaps::low_ports(),

@@ -6,18 +6,34 @@
 use core::arch::naked_asm;
 
 use lamina_arch::regs::Gprs;
+use lamina_arch::speculation::Plan;
+
+use crate::speculation::{Defences, VERW_OPERAND, after_exit};
 
 /// What the entry code works on; its layout is known to the assembly below.
 #[repr(C, align(16))]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Frame {
     /// The guest's registers. The RSP slot is not used.
     pub gprs: Gprs,
     /// Our stack pointer while the guest runs.
     host_rsp: u64,
+    /// What is done beside.
+    pub defences: Defences,
 }
 
 impl Frame {
+    /// Of registers that are 0.
+    pub fn new(plan: &Plan) -> Frame {
+        Frame { gprs: Gprs::default(), host_rsp: 0, defences: Defences::new(plan) }
+    }
+
+    /// What HOST_RIP is, for good.
+    pub fn host_rip(&self) -> u64 {
+        let exit = if self.defences.at_exit() { exit_from_guest_defended } else { exit_from_guest };
+        exit as *const () as u64
+    }
+
     /// What HOST_RSP is, for good: behind the registers, so that they are pushed into their places.
     pub fn host_rsp(&self) -> u64 {
         &raw const self.host_rsp as u64
@@ -26,6 +42,7 @@ impl Frame {
 
 const _: () = assert!(core::mem::offset_of!(Frame, gprs) == 0);
 const _: () = assert!(core::mem::offset_of!(Frame, host_rsp) == 128);
+const _: () = assert!(core::mem::offset_of!(Frame, defences) == 136);
 
 /// What came of an entry: what the code below returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +95,7 @@ macro_rules! enter {
 /// A VMCS is current whose host state is this processor's as `setup` wrote it, it is not launched, and extended state
 /// and MSRs that no exit switches are the guest's.
 pub unsafe fn launch(frame: &mut Frame) -> Entered {
+    frame.defences.before_entry();
     // SAFETY: the caller's promise; the frame is borrowed mutably for the call, which gives back RBX, RBP and RSP.
     Entered(unsafe { enter!(launch_guest, frame) })
 }
@@ -88,15 +106,20 @@ pub unsafe fn launch(frame: &mut Frame) -> Entered {
 /// As for [`launch`], but the VMCS is launched.
 #[inline(always)]
 pub unsafe fn resume(frame: &mut Frame) -> Entered {
-    // SAFETY: the caller's promise; the frame is borrowed mutably for the call, which gives back RBX, RBP and RSP.
+    if frame.defences.at_entry() {
+        frame.defences.before_entry();
+        // SAFETY: the caller's promise; the frame is borrowed mutably for the call, which gives back RBX, RBP and RSP.
+        return Entered(unsafe { enter!(resume_guest_cleared, frame) });
+    }
+    // SAFETY: as above.
     Entered(unsafe { enter!(resume_guest, frame) })
 }
 
 /// The code of both ways in. RDI: the frame. Returns in RAX 0 after an exit, 1 after VMfailInvalid, 2 after
 /// VMfailValid; the other registers hold anything. Instructions with those of `enter`: 20 on the way in, 21 on the way
-/// out.
+/// out; with VERW one more. VERW is the last: what it reads after the guest's registers is a selector.
 macro_rules! enter_by {
-    ($instruction:literal) => {
+    ($clear:literal, $instruction:literal $(, $($operand:tt)+)?) => {
         naked_asm!(
             "mov [rdi + 128], rsp",
             "mov rax, [rdi + 0]",
@@ -114,12 +137,14 @@ macro_rules! enter_by {
             "mov r14, [rdi + 112]",
             "mov r15, [rdi + 120]",
             "mov rdi, [rdi + 56]",
+            $clear,
             $instruction,
             // Still here: the entry failed. CF is VMfailInvalid, ZF is VMfailValid.
             "mov eax, 1",
             "mov ecx, 2",
             "cmovz eax, ecx",
             "ret",
+            $($($operand)+)?
         )
     };
 }
@@ -128,43 +153,66 @@ macro_rules! enter_by {
 /// As [`launch`], and by `enter` only: it keeps no register but RSP.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn launch_guest(frame: *mut Frame) -> u64 {
-    enter_by!("vmlaunch")
+    enter_by!("verw word ptr [rip + {verw}]", "vmlaunch", verw = sym VERW_OPERAND)
 }
 
 /// # Safety
 /// As [`resume`], and by `enter` only: it keeps no register but RSP.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn resume_guest(frame: *mut Frame) -> u64 {
-    enter_by!("vmresume")
+    enter_by!("", "vmresume")
+}
+
+/// # Safety
+/// As [`resume`], and by `enter` only: it keeps no register but RSP.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn resume_guest_cleared(frame: *mut Frame) -> u64 {
+    enter_by!("verw word ptr [rip + {verw}]", "vmresume", verw = sym VERW_OPERAND)
+}
+
+/// The code of both ways out. Whatever may interrupt these instructions (an NMI, a machine check) has a stack of its own.
+macro_rules! exit_by {
+    ($($rest:expr),*) => {
+        naked_asm!(
+            "push r15",
+            "push r14",
+            "push r13",
+            "push r12",
+            "push r11",
+            "push r10",
+            "push r9",
+            "push r8",
+            "push rdi",
+            "push rsi",
+            "push rbp",
+            // RSP's place, which nobody uses.
+            "push rax",
+            "push rbx",
+            "push rdx",
+            "push rcx",
+            "push rax",
+            $($rest,)*
+            "xor eax, eax",
+            "ret",
+        )
+    };
 }
 
 /// Where every exit arrives, with the guest's registers and the stack pointer at the end of the frame's registers:
-/// HOST_RIP. Whatever may interrupt these instructions (an NMI, a machine check) has a stack of its own.
+/// HOST_RIP.
 ///
 /// # Safety
 /// Never called: the processor jumps here.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn exit_from_guest() {
-    naked_asm!(
-        "push r15",
-        "push r14",
-        "push r13",
-        "push r12",
-        "push r11",
-        "push r10",
-        "push r9",
-        "push r8",
-        "push rdi",
-        "push rsi",
-        "push rbp",
-        // RSP's place, which nobody uses.
-        "push rax",
-        "push rbx",
-        "push rdx",
-        "push rcx",
-        "push rax",
-        "mov rsp, [rsp + 128]",
-        "xor eax, eax",
-        "ret",
-    )
+unsafe extern "sysv64" fn exit_from_guest() {
+    exit_by!("mov rsp, [rsp + 128]")
+}
+
+/// The same where something is done against what the guest left in the processor.
+///
+/// # Safety
+/// Never called: the processor jumps here.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn exit_from_guest_defended() {
+    exit_by!("lea rdi, [rsp + 136]", "mov rsp, [rsp + 128]", after_exit!())
 }

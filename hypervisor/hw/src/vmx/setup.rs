@@ -9,7 +9,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase, Msr};
 use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 
 use super::enable::Shared;
-use super::entry::exit_from_guest;
+use super::entry::Frame;
 use super::vmcs::Current;
 use crate::control::tr;
 
@@ -22,8 +22,8 @@ pub const CR0_FORCED: Cr0 = Cr0::NE.union(Cr0::ET);
 pub const CR4_FORCED: Cr4 = Cr4::VMXE.union(Cr4::MCE);
 
 /// Writes every field that never changes, or whose first value counts.
-/// `host_rsp` is what the stack pointer is at an exit.
-pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16, host_rsp: u64) {
+/// The guest's registers pass through `frame`.
+pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16, frame: &Frame) {
     let controls = &shared.controls;
     vmcs.write(field::PIN_BASED_CONTROLS, controls.pin);
     vmcs.write(field::PROCESSOR_BASED_CONTROLS, controls.processor);
@@ -48,7 +48,8 @@ pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16, host_rsp: u64) 
     // All of CR4 until the run loop says what the guest may have.
     vmcs.write(field::CR4_GUEST_HOST_MASK, u64::MAX);
     host_state(vmcs);
-    vmcs.write(field::HOST_RSP, host_rsp);
+    vmcs.write(field::HOST_RSP, frame.host_rsp());
+    vmcs.write(field::HOST_RIP, frame.host_rip());
     guest_state(vmcs);
 }
 
@@ -77,7 +78,6 @@ fn host_state(vmcs: &mut Current<'_>) {
     vmcs.write(field::HOST_EFER, control::Efer::read_raw());
     // SAFETY: every processor with VMX has IA32_PAT, and reading it changes nothing.
     vmcs.write(field::HOST_PAT, unsafe { Msr::new(lamina_arch::msr::IA32_PAT).read() });
-    vmcs.write(field::HOST_RIP, exit_from_guest as *const () as u64);
 }
 
 /// Guest state after reset: real mode at 0xfffffff0.

@@ -17,6 +17,7 @@ use lamina_arch::hypercall;
 use lamina_arch::msr;
 use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
+use lamina_arch::speculation::Acts;
 use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
 use lamina_arch::vmx::exit::{Captured, interrupted_event};
@@ -76,8 +77,6 @@ pub struct VmxVcpu {
     /// DR0 to DR3 and DR6.
     debug: [u64; 5],
     cr2: u64,
-    /// The guest's IA32_SPEC_CTRL, in the processor while loaded.
-    speculation_control: u64,
     ept_pointer: u64,
     apic: Option<VirtualApic>,
     vpid: u16,
@@ -89,8 +88,8 @@ impl VmxVcpu {
     /// A virtual processor as after reset, for the guest with the identifier `vm`.
     pub fn new(shared: &'static Shared, vm: u16) -> VmxVcpu {
         let mut vmcs = Vmcs::new(shared.capabilities.revision());
-        let frame = Box::<Frame>::default();
-        setup(&mut vmcs.current(), shared, vm, frame.host_rsp());
+        let frame = Box::new(Frame::new(&shared.plan));
+        setup(&mut vmcs.current(), shared, vm, &frame);
         invalidate_vpid(vm);
         VmxVcpu {
             frame,
@@ -104,7 +103,6 @@ impl VmxVcpu {
             switched: [0; SWITCHED.len()],
             debug: [0, 0, 0, 0, 0xffff_0ff0],
             cr2: 0,
-            speculation_control: 0,
             ept_pointer: 0,
             apic: None,
             vpid: vm,
@@ -196,7 +194,9 @@ impl Vcpu for VmxVcpu {
 
     fn nested_format(&self) -> Ept {
         let capabilities = self.shared.capabilities.ept_vpid();
-        let largest = if capabilities.contains(EptVpidCapabilities::PAGE_1G) {
+        let largest = if self.shared.plan.does(Acts::SMALL_PAGES) {
+            FrameSize::Size4K
+        } else if capabilities.contains(EptVpidCapabilities::PAGE_1G) {
             FrameSize::Size1G
         } else if capabilities.contains(EptVpidCapabilities::PAGE_2M) {
             FrameSize::Size2M
@@ -455,10 +455,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_speculation_control(&mut self, value: u64) {
-        self.speculation_control = value;
-        if self.loaded {
-            speculation::write_control(value);
-        }
+        self.frame.defences.set_control(value, self.loaded);
     }
 
     fn prediction_barrier(&mut self) {
@@ -514,10 +511,9 @@ impl Vcpu for VmxVcpu {
         }
         write_debug(&self.debug);
         write_cr2(self.cr2);
-        if self.speculation_control != 0 {
-            speculation::write_control(self.speculation_control);
-        }
-        percpu::current().current_vm.store(self.vpid, Ordering::Relaxed);
+        let current = &percpu::current().current_vm;
+        self.frame.defences.load(|| current.load(Ordering::Relaxed) != self.vpid);
+        current.store(self.vpid, Ordering::Relaxed);
         self.loaded = true;
     }
 
@@ -538,8 +534,6 @@ impl Vcpu for VmxVcpu {
         left.known.store(true, Ordering::Relaxed);
         self.debug = read_debug();
         self.cr2 = read_cr2();
-        if self.speculation_control != 0 {
-            speculation::write_control(0);
-        }
+        self.frame.defences.unload();
     }
 }

@@ -30,7 +30,7 @@ fn blob(vm: &VmConfig) -> Blob {
 }
 
 fn bundle(vms: Vec<VmConfig>) -> Bundle {
-    Bundle { interactive: true, screen: false, log: LogLevel::Debug, vms }
+    Bundle { interactive: true, screen: false, log: LogLevel::Debug, mitigations: Mitigations::Full, vms }
 }
 
 fn small() -> Vec<u8> {
@@ -54,6 +54,7 @@ fn what_is_encoded_is_parsed() {
     assert_eq!(blob_bytes(&bytes, b.initrd.unwrap()), Some(&b"ramdisk"[..]));
     assert_eq!((a.name.as_str(), a.modules[0].cmdline.as_str(), b.memory), ("a", "empty", 128 << 20));
     assert_eq!((bundle.interactive, bundle.log), (true, LogLevel::Debug));
+    assert_eq!(bundle.mitigations, Mitigations::Full);
     let length = bytes.len() as u64;
     assert_eq!(validate(a, [], length), Ok(()));
     assert_eq!(validate(b, ["a"], length), Ok(()));

@@ -34,6 +34,7 @@ impl VmxVcpu {
         // Nothing is known of the registers any more once the guest runs.
         self.cache.forget();
         self.trap_pending = false;
+        self.frame.defences.before_first_entry();
         // SAFETY, of both here and of the one below: this VMCS is current, `setup` wrote its host state on this processor,
         // and `load` moved this vCPU's extended state and MSRs in (the run loop loads before it runs).
         let mut entered = if vmcs.is_launched() {

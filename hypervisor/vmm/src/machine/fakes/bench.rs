@@ -9,7 +9,7 @@ use lamina_arch::addr::{Hpa, PAGE_2M};
 use super::host::{FakeHost, World};
 use super::step::Program;
 use crate::chipset::Chipset;
-use crate::config::{self, Apic, Blob, Boot, Bundle, CPU_HOST, LogLevel, VmConfig};
+use crate::config::{self, Apic, Blob, Boot, Bundle, CPU_HOST, LogLevel, Mitigations, VmConfig};
 use crate::frames::{FramePool, FrameStock};
 use crate::machine::Machine;
 use crate::memory::Backing;
@@ -201,6 +201,7 @@ impl Bench {
             interactive: self.interactive,
             screen: false,
             log: LogLevel::Info,
+            mitigations: Mitigations::Auto,
             vms: self.guests.iter().zip(blobs).map(|(guest, &kernel)| configuration(guest, kernel)).collect(),
         };
         let image: &'static [u8] = Vec::leak(config::encode(&images, describe).expect("a bundle"));

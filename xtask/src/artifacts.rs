@@ -1,6 +1,6 @@
 //! Builds the hypervisor and the guest programs, and finds every image that a configuration names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +34,18 @@ pub fn hypervisor_with(feature: &str) -> Result<PathBuf> {
     build_with("lamina", "lamina", TARGET, |command| {
         command.args(["--features", feature, "--target-dir"]).arg(apart);
     })
+}
+
+/// A program without its symbols, in a file that goes with the value.
+///
+/// # Errors
+/// `strip` is not there, or fails.
+pub fn stripped(program: &Path) -> Result<tempfile::TempPath> {
+    let strip = paths::find_program("strip").context("there is no `strip` (Debian's package binutils)")?;
+    let file = tempfile::NamedTempFile::new().context("no temporary file")?.into_temp_path();
+    let status = Command::new(strip).arg("--strip-all").arg("-o").args([&*file, program]).status()?;
+    ensure!(status.success(), "`strip` fails on {}", program.display());
+    Ok(file)
 }
 
 /// The file of a source: builds it, fetches it or makes it as needed.

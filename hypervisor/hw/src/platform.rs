@@ -12,6 +12,7 @@ use lamina_vmm::vcpu::Vcpu;
 use x86_64::instructions::interrupts::{disable, enable_and_hlt};
 
 use crate::guest_ram::GuestRam;
+use crate::memory::KernelHeap;
 use crate::{apic, interrupts, logger, paging, rtc, serial, timer};
 
 /// A vendor's way of making virtual processors.
@@ -26,20 +27,30 @@ pub trait Backend {
     fn create_vcpu(&mut self, vm: u16) -> Result<Self::Vcpu, String>;
 }
 
+/// What the machine began with.
+#[derive(Clone, Copy)]
+pub struct Handover {
+    /// When the loader handed it over.
+    pub at: Tsc,
+    /// The hypervisor's heap.
+    pub heap: &'static KernelHeap,
+}
+
 /// The machine.
-#[derive(Debug)]
 pub struct Platform<B> {
     memory: GuestRam,
     backend: B,
     tsc: Frequency,
     started: Tsc,
+    handover: Handover,
     unix_at_start: u64,
 }
 
 impl<B: Backend> Platform<B> {
     /// The machine with the pool `memory`, after bring-up has set up all the rest. Reads the clock of date and time.
-    pub fn new(memory: GuestRam, backend: B) -> Self {
-        Platform { memory, backend, tsc: timer::frequency(), started: timer::now(), unix_at_start: rtc::unix_seconds() }
+    pub fn new(memory: GuestRam, backend: B, handover: Handover) -> Self {
+        let (tsc, started, unix_at_start) = (timer::frequency(), timer::now(), rtc::unix_seconds());
+        Platform { memory, backend, tsc, started, handover, unix_at_start }
     }
 
     /// The memory that virtual machines and their tables may have: address and length (unit: bytes), for the frame
@@ -146,6 +157,14 @@ impl<B: Backend> Host for Platform<B> {
 
     fn arch_capabilities(&self) -> u64 {
         crate::speculation::capabilities()
+    }
+
+    fn heap_used(&self) -> u64 {
+        self.handover.heap.usage().1 as u64
+    }
+
+    fn since_loader(&self) -> Option<u64> {
+        Some(timer::now().since(self.handover.at))
     }
 
     fn audit(&self, violation: &mut dyn FnMut(String)) {

@@ -15,11 +15,11 @@ mod run;
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use bootloader_api::{BootInfo, entry_point};
 use lamina_hw::memory::KernelHeap;
-use lamina_hw::platform::Platform;
+use lamina_hw::platform::{Handover, Platform};
 use lamina_hw::report::refuse;
 use lamina_hw::svm::{self, Svm};
 use lamina_hw::vmx::{self, Vmx};
-use lamina_hw::{memory, paging};
+use lamina_hw::{memory, paging, timer};
 
 /// Where the image is loaded: the last 2 GiB, as the target's code model wants it.
 const IMAGE: u64 = 0xffff_ffff_8000_0000;
@@ -42,13 +42,14 @@ static HEAP: KernelHeap = KernelHeap::empty();
 entry_point!(start, config = &CONFIG);
 
 fn start(boot: &'static mut BootInfo) -> ! {
+    let handover = Handover { at: timer::now(), heap: &HEAP };
     let ready = bringup::bring_up(boot, &HEAP);
     let (memory, image, bundle) = run::unpack(ready);
     // The only place that knows of vendors: from here on, the back end is a type.
     match Vmx::enable(bundle.mitigations) {
-        Ok(vmx) => run::run(Platform::new(memory, vmx), bundle, image),
+        Ok(vmx) => run::run(Platform::new(memory, vmx, handover), bundle, image),
         Err(vmx::Unsupported::NoVmx) => match Svm::enable(bundle.mitigations) {
-            Ok(svm) => run::run(Platform::new(memory, svm), bundle, image),
+            Ok(svm) => run::run(Platform::new(memory, svm, handover), bundle, image),
             Err(svm::Unsupported::NoSvm) => refuse(format_args!("{}", lamina_hw::NEITHER)),
             Err(unsupported) => refuse(format_args!("{unsupported}")),
         },

@@ -86,6 +86,16 @@ pub trait Host: HostMemory {
         0
     }
 
+    /// How much of the hypervisor's heap is in use. Unit: bytes.
+    fn heap_used(&self) -> u64 {
+        0
+    }
+
+    /// Time since the loader handed the machine over, where somebody has looked. Unit: ticks of the machine's TSC.
+    fn since_loader(&self) -> Option<u64> {
+        None
+    }
+
     /// Tells `violation`, in a sentence each, what is wrong with the hypervisor's own memory: pages that can be written
     /// and run, memory of VMs that can be run, or that is mapped anywhere but in its one place.
     fn audit(&self, violation: &mut dyn FnMut(String));

@@ -128,6 +128,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     /// Runs until the end, and returns the machine's status: 0 where every VM ended as intended with status 0, or on
     /// `quit`; 1 else. The last line stands on the serial port's ring then.
     pub fn run(mut self) -> (u32, H) {
+        if let Some(ticks) = self.host.since_loader() {
+            let made = self.slots.iter().filter(|slot| matches!(slot.state, State::Alive(_))).count();
+            log::info!("{made} virtual machines made, {ticks} ticks after the loader");
+        }
         loop {
             if let Some(status) = self.step() {
                 return (status, self.host);
@@ -188,11 +192,12 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         let id = u16::try_from(index + 1).unwrap_or(u16::MAX);
         // Making a vCPU makes it the processor's current one.
         self.unload();
-        let from = self.host.now();
+        let (from, heap) = (self.host.now(), self.host.heap_used());
         let slot = &mut self.slots[index];
         match Vm::create(&slot.config, id, self.image, &mut self.host, &mut self.pool) {
             Ok(mut vm) => {
                 vm.counters.made = self.host.now().since(from);
+                vm.counters.heap = self.host.heap_used().saturating_sub(heap);
                 slot.state = State::Alive(vm);
                 self.scheduler.wake(index);
                 self.told_end = false;

@@ -49,6 +49,8 @@ pub struct Counters {
     pub exits: [ExitCounter; Kind::ALL.len()],
     /// What it took to make the VM, from its configuration until it could run. Unit: ticks of the machine's TSC.
     pub made: u64,
+    /// What the VM took of the hypervisor's heap when it was made. Unit: bytes.
+    pub heap: u64,
     /// Interrupts injected.
     pub interrupts: u64,
 }

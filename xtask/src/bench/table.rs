@@ -86,6 +86,8 @@ pub struct Row {
     pub figure: Figure,
     /// The same on the bare machine.
     pub native: Option<Figure>,
+    /// The same with every defence against speculation that the processor can execute.
+    pub full: Option<Figure>,
     /// The same under KVM.
     pub kvm: Option<Beside>,
     /// The median must not be above this.
@@ -99,7 +101,18 @@ pub struct Row {
 impl Row {
     /// A figure with nothing beside it.
     pub const fn new(id: &'static str, unit: &'static str, figure: Figure) -> Self {
-        Self { id, config: String::new(), unit, figure, native: None, kvm: None, must: None, aim: None, events: None }
+        Self {
+            id,
+            config: String::new(),
+            unit,
+            figure,
+            native: None,
+            full: None,
+            kvm: None,
+            must: None,
+            aim: None,
+            events: None,
+        }
     }
 
     /// Whether the bound is kept. A figure that is none keeps nothing.
@@ -126,6 +139,9 @@ impl Row {
         let mut rows = vec![own];
         if let Some(native) = &self.native {
             rows.push(native.json(&format!("{}/native", self.id), "natively", self));
+        }
+        if let Some(full) = &self.full {
+            rows.push(full.json(&format!("{}/full", self.id), "mitigations = \"full\"", self));
         }
         let id = format!("{}/kvm", self.id);
         for (index, config) in KVM_CONFIGS.into_iter().enumerate() {
@@ -196,11 +212,12 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let titles = ["id", "unit", "n", "native", "min", "median", "max", "KVM, off", "KVM", "must", "aim", ""]
-            .into_iter()
-            .chain(EVENTS)
-            .map(str::to_owned)
-            .collect::<Vec<_>>();
+        let titles =
+            ["id", "unit", "n", "native", "min", "median", "max", "full", "KVM, off", "KVM", "must", "aim", ""]
+                .into_iter()
+                .chain(EVENTS)
+                .map(str::to_owned)
+                .collect::<Vec<_>>();
         let rows = self.rows.iter().map(|row| {
             let cell = |value: Option<f64>| value.map_or_else(String::new, number);
             let events = row.events.map_or_else(Vec::new, |events| events.map(|count| count.to_string()).into());
@@ -212,6 +229,7 @@ impl fmt::Display for Table {
                 number(row.figure.min),
                 number(row.figure.median),
                 number(row.figure.max),
+                cell(row.full.map(|full| full.median)),
                 cell(row.kvm.map(|kvm| kvm.shown()[0])),
                 cell(row.kvm.map(|kvm| kvm.shown()[1])),
                 cell(row.must),
@@ -234,6 +252,7 @@ impl fmt::Display for Table {
             writeln!(f, "{}", text.trim_end())?;
         }
         if self.rows.iter().any(|row| row.kvm.is_some()) {
+            writeln!(f, "full: the median with mitigations = \"full\"; all others have the default, \"auto\"")?;
             write!(f, "KVM with mitigations=off and by default: ")?;
             match &self.kvm {
                 Some(kvm) => writeln!(f, "medians of this run, {kvm}")?,
@@ -314,8 +333,12 @@ mod tests {
     #[test]
     fn programs_find_what_they_are_promised() {
         let mut table = Table::new(Name::Bochs);
-        let beside =
-            Row { native: Some(Figure::of(&[1.0])), kvm: Some(Beside::Stored([5.0, 6.0])), ..row(&[2.0], Some(3.0)) };
+        let beside = Row {
+            native: Some(Figure::of(&[1.0])),
+            full: Some(Figure::of(&[4.0])),
+            kvm: Some(Beside::Stored([5.0, 6.0])),
+            ..row(&[2.0], Some(3.0))
+        };
         table.push(beside);
         let value = table.json();
         assert_eq!(value["backend"], "bochs");
@@ -329,7 +352,7 @@ mod tests {
             assert!(!row[key].is_null(), "{key}");
         }
         let ids: Vec<_> = value["rows"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
-        assert_eq!(ids, ["a/b", "a/b/native", "a/b/kvm", "a/b/kvm"]);
+        assert_eq!(ids, ["a/b", "a/b/native", "a/b/full", "a/b/kvm", "a/b/kvm"]);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Command {
     Vms,
     /// Tell the exits of the VM of this name (as typed: not checked).
     Exits(String),
+    /// Tell what the VM of this name (as typed: not checked) takes of memory.
+    Memory(String),
     /// Tell which MSRs the VM of this name (as typed: not checked) tried and did not get.
     Msrs(String),
     /// Stop the VM of this name (as typed: not checked).
@@ -66,7 +68,7 @@ enum Action {
 }
 
 /// How many there are.
-const COUNT: usize = if cfg!(any(test, feature = "plant")) { 11 } else { 10 };
+const COUNT: usize = if cfg!(any(test, feature = "plant")) { 12 } else { 11 };
 const COMMANDS: [Entry; COUNT] = [
     Entry { name: "help", action: Action::Help, help: "list the commands" },
     Entry { name: "vms", action: Action::Plain(|| Command::Vms), help: "list the virtual machines" },
@@ -74,6 +76,11 @@ const COMMANDS: [Entry; COUNT] = [
         name: "exits",
         action: Action::WithArgument("NAME", Command::Exits),
         help: "count a virtual machine's exits by reason",
+    },
+    Entry {
+        name: "memory",
+        action: Action::WithArgument("NAME", Command::Memory),
+        help: "tell what memory a virtual machine takes, its own and the hypervisor's for it",
     },
     Entry {
         name: "msrs",

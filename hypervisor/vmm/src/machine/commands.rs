@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use lamina_arch::addr::PAGE_4K;
 use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
@@ -10,6 +11,7 @@ use super::{Machine, State};
 use crate::chipset::{Chipset, Key};
 use crate::console::Command;
 use crate::host::Host;
+use crate::nested::Visited;
 use crate::stop::StopReason;
 use crate::vm::ExitCounter;
 
@@ -21,6 +23,11 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             Command::Exits(name) => {
                 if let Some(index) = self.alive(name) {
                     self.exits(index);
+                }
+            }
+            Command::Memory(name) => {
+                if let Some(index) = self.alive(name) {
+                    self.memory(index);
                 }
             }
             Command::Msrs(name) => {
@@ -107,6 +114,27 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             counters.interrupts,
             vm.refused_msrs.count(),
             vm.chipset.unclaimed()
+        ));
+    }
+
+    /// What VM `index` takes of the machine's memory: its own, and the hypervisor's for its sake.
+    fn memory(&mut self, index: usize) {
+        let State::Alive(vm) = &self.slots[index].state else { return };
+        let (mut tables, mut own, mut directory) = (0, 0, 0);
+        vm.tables().visit(&self.host, &mut |visited| {
+            if let Visited::Table(_) = visited {
+                tables += PAGE_4K;
+            }
+        });
+        for (place, _, size) in vm.memory.owned(&self.host) {
+            *(if place.is_some() { &mut own } else { &mut directory }) += size.bytes();
+        }
+        let page = if vm.access_page.is_some() { PAGE_4K } else { 0 };
+        let heap = vm.counters.heap;
+        let beside = heap + tables + directory + page;
+        self.console.reply(&format!(
+            "{own} bytes of memory are its own; beside them {beside} bytes: {heap} of the heap when it was made, {tables} of \
+             nested tables, {directory} of its directory, {page} in the place of its local APIC"
         ));
     }
 

@@ -42,6 +42,7 @@ fn planted(stage: &Stage) -> Result<()> {
         ("lost-frame", r"1 frames are taken and nobody has them, 0x[0-9a-f]+ first"),
         ("freed-frame", r"first: frame 0x[0-9a-f]+ is free"),
         ("dirty-frame", r"the stock: frame 0x[0-9a-f]+ is not clear"),
+        ("mapped-frame", r"memory of VMs at 0x[0-9a-f]+ is mapped at 0x[0-9a-f]+ "),
         ("writable-code", r"the hypervisor's page at 0x[0-9a-f]+ can be written and run"),
     ] {
         let mut machine = stage.built_with("plant").boot(VMS)?;

@@ -46,4 +46,5 @@ pub mod svm;
 pub mod symbols;
 pub mod timer;
 pub mod vmx;
+pub mod window;
 pub mod xstate;

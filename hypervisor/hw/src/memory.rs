@@ -94,9 +94,9 @@ pub fn pool(regions: &[Region], heap: (Hpa, u64)) -> Vec<(Hpa, u64)> {
     pool
 }
 
-/// What the direct map holds: all whole pages of memory but the first, adjacent regions as one. Address and end,
-/// ascending, disjoint.
-pub fn ram(regions: &[Region]) -> Vec<(Hpa, Hpa)> {
+/// What the direct map holds: all whole pages of memory but the first and those of `pool`, adjacent regions as one. Address
+/// and end, ascending, disjoint.
+pub fn ram(regions: &[Region], pool: &[(Hpa, u64)]) -> Vec<(Hpa, Hpa)> {
     let of_memory = regions.iter().filter(|r| r.kind != RegionKind::Other);
     let mut runs: Vec<_> = of_memory.filter_map(|r| r.pages_above(Hpa(PAGE_4K))).collect();
     runs.sort_unstable();
@@ -107,7 +107,23 @@ pub fn ram(regions: &[Region]) -> Vec<(Hpa, Hpa)> {
             _ => merged.push((start, end)),
         }
     }
-    merged
+    without(&merged, pool)
+}
+
+/// `regions` without `pool`; both ascending and disjoint.
+fn without(regions: &[(Hpa, Hpa)], pool: &[(Hpa, u64)]) -> Vec<(Hpa, Hpa)> {
+    let mut left = Vec::new();
+    for &(start, end) in regions {
+        let mut at = start;
+        for &(first, size) in pool {
+            let (first, last) = (first.clamp(at, end), (first + size).clamp(at, end));
+            left.push((at, first));
+            at = last;
+        }
+        left.push((at, end));
+    }
+    left.retain(|(start, end)| start < end);
+    left
 }
 
 /// Where the direct map has the byte at `hpa`.
@@ -349,8 +365,11 @@ mod tests {
     }
 
     #[test]
-    fn the_direct_map_joins_neighbours_and_leaves_out_page_0_and_what_is_no_memory() {
-        let ram = ram(&pc(256 * MIB));
-        assert_eq!(ram, [(Hpa(0x1000), Hpa(0x9_f000)), (Hpa(MIB), Hpa(256 * MIB))]);
+    fn the_direct_map_joins_neighbours_and_leaves_out_page_0_the_pool_and_what_is_no_memory() {
+        let (low, all) = ((Hpa(0x1000), Hpa(0x9_f000)), (Hpa(MIB), Hpa(256 * MIB)));
+        assert_eq!(ram(&pc(256 * MIB), &[]), [low, all]);
+        let pool = [(Hpa(MIB), 3 * MIB), (Hpa(8 * MIB), 4096), (Hpa(200 * MIB), 56 * MIB)];
+        let between = [(Hpa(4 * MIB), Hpa(8 * MIB)), (Hpa(8 * MIB + 4096), Hpa(200 * MIB))];
+        assert_eq!(ram(&pc(256 * MIB), &pool), [&[low], &between[..]].concat());
     }
 }

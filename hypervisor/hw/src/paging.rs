@@ -1,8 +1,9 @@
 //! The hypervisor's own page tables (SDM vol. 3, "4-Level Paging").
 //!
 //! Owns the tables and the hypervisor's virtual address space:
-//! - [`DIRECT_MAP`]: all memory, never executable; read-only where the hypervisor's code and
+//! - [`DIRECT_MAP`]: all memory that no VM may have, never executable; read-only where the hypervisor's code and
 //!   constants and the bundle are;
+//! - [`WINDOWS`]: what the hypervisor is using of VMs' memory ([`crate::window`]), never executable;
 //! - [`STACKS`]: the boot stack, then one stack after the other with an unmapped page on both sides of each;
 //! - [`DEVICES`]: registers of devices, uncached;
 //! - the image, as the loader mapped it.
@@ -18,8 +19,8 @@ use spin::Mutex;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::mapper::{Mapper, TranslateResult};
 use x86_64::structures::paging::{
-    FrameAllocator, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags as Flags, PhysFrame, Size1GiB, Size2MiB,
-    Size4KiB, Translate,
+    FrameAllocator, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags as Flags, PageTableIndex, PhysFrame,
+    Size1GiB, Size2MiB, Size4KiB, Translate,
 };
 use x86_64::{PhysAddr, VirtAddr};
 
@@ -32,6 +33,9 @@ const MORE_STACKS: u64 = STACKS + PAGE_1G;
 /// Registers of devices are here.
 pub const DEVICES: u64 = 0xffff_a000_0000_0000;
 
+/// Windows to memory that VMs may have are here.
+pub const WINDOWS: u64 = 0xffff_b000_0000_0000;
+
 const DATA: Flags = Flags::PRESENT.union(Flags::WRITABLE).union(Flags::NO_EXECUTE).union(Flags::GLOBAL);
 const CONSTANT: Flags = Flags::PRESENT.union(Flags::NO_EXECUTE).union(Flags::GLOBAL);
 /// PCD and PWT select entry 3 of the PAT, uncacheable after reset.
@@ -39,7 +43,7 @@ const REGISTERS: Flags = DATA.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH)
 
 /// What the page tables are made from.
 pub struct AddressSpace<'a> {
-    /// All memory: start and end, ascending, disjoint.
+    /// What the direct map shall have: start and end, ascending, disjoint.
     pub ram: &'a [(Hpa, Hpa)],
     /// Addresses among which the loader mapped the image.
     pub image: Range<u64>,
@@ -226,8 +230,65 @@ pub fn map_registers(hpa: Hpa) -> *mut u8 {
     })
 }
 
+/// The tables of [`WINDOWS`]: one of pages, and above it the entry for 2 MiB beside it.
+#[derive(Debug)]
+pub struct WindowTables {
+    pages: *mut u64,
+    large: *mut u64,
+}
+
+/// Makes them, with nothing mapped. Called once.
+pub fn window_tables() -> WindowTables {
+    with_tables(|tables| {
+        // Mapping one page makes the tables on the way to it.
+        map::<Size4KiB>(&mut tables.table, WINDOWS, HostPage::new().leak(), DATA);
+        let page = Page::<Size4KiB>::containing_address(VirtAddr::new(WINDOWS));
+        let below = |table: *mut PageTable, index: PageTableIndex| {
+            // SAFETY: `table` is one of ours, in the direct map, and the lock on them is held.
+            let entry = unsafe { &(&*table)[index] };
+            direct(Hpa(entry.addr().as_u64())).cast::<PageTable>()
+        };
+        let top: *mut PageTable = tables.table.level_4_table_mut();
+        let directory = below(below(top, page.p4_index()), page.p3_index());
+        let table = below(directory, page.p2_index());
+        // SAFETY: the entry of the page that was mapped just now, which nobody has used: the window is closed.
+        unsafe { table.cast::<u64>().write_volatile(0) };
+        x86_64::instructions::tlb::flush(page.start_address());
+        // The entry behind the one that leads to the table: 512 of each.
+        WindowTables { pages: table.cast(), large: directory.cast::<u64>().wrapping_add(1) }
+    })
+}
+
+impl WindowTables {
+    /// Has the page `window` (below 512) be what `entry` says.
+    ///
+    /// # Safety
+    /// Nothing is reached through it meanwhile, and what it maps then holds no object of Rust's. Translations that are
+    /// kept must be flushed where it mapped something.
+    pub unsafe fn set_page(&self, window: usize, entry: u64) {
+        assert!(window < 512, "no window {window}");
+        // SAFETY: an entry of our table, which is kept for good; the rest is the caller's promise.
+        unsafe { self.pages.add(window).write_volatile(entry) };
+    }
+
+    /// Has the 2 MiB behind the pages be what `entry` says.
+    ///
+    /// # Safety
+    /// As for [`WindowTables::set_page`].
+    pub unsafe fn set_large(&self, entry: u64) {
+        // SAFETY: as in `set_page`.
+        unsafe { self.large.write_volatile(entry) };
+    }
+}
+
+/// The address at `offset` among the windows.
+#[inline]
+pub fn window(offset: u64) -> *mut u8 {
+    core::ptr::with_exposed_provenance_mut(size(WINDOWS + offset))
+}
+
 /// Tells `violation` of every page that can be written and run, and of every page with memory of `pool` (address and
-/// length in bytes) that can be run or stands anywhere but at its place in the direct map.
+/// length in bytes), of which none is to be mapped while all windows are closed.
 pub fn audit(pool: &[(Hpa, u64)], violation: &mut dyn FnMut(String)) {
     with_tables(|tables| {
         let top = tables.table.level_4_table();
@@ -237,7 +298,7 @@ pub fn audit(pool: &[(Hpa, u64)], violation: &mut dyn FnMut(String)) {
                 violation(format!("the hypervisor's page at {virt:#x} can be written and run"));
             }
             let pooled = pool.iter().any(|&(start, size)| start < hpa + length && hpa < start + size);
-            if pooled && (runs || virt != DIRECT_MAP + hpa.0) {
+            if pooled {
                 violation(format!("memory of VMs at {hpa:#x} is mapped at {virt:#x} ({flags:?})"));
             }
         });
@@ -276,6 +337,18 @@ pub fn plant_writable_code() -> bool {
         // SAFETY: the mapping stays what it was, but that stores would work; nobody stores there.
         let changed = unsafe { tables.table.update_flags(page, flags) };
         changed.map(|flush| flush.flush()).is_ok()
+    })
+}
+
+/// Maps `frame` of a VM's in the direct map; whether it could.
+#[cfg(feature = "plant")]
+pub fn plant_mapping(frame: Hpa) -> bool {
+    with_tables(|tables| {
+        let page = Page::<Size4KiB>::containing_address(VirtAddr::new(DIRECT_MAP + frame.0));
+        let to = PhysFrame::containing_address(PhysAddr::new(frame.0));
+        // SAFETY: no object of Rust's is in a VM's memory, and nobody uses the mapping.
+        let mapped = unsafe { tables.table.map_to(page, to, DATA, &mut TableFrames) };
+        mapped.map(|flush| flush.flush()).is_ok()
     })
 }
 

@@ -90,6 +90,10 @@ impl<B> HostMemory for Platform<B> {
     fn stock(&mut self) -> &mut FrameStock {
         self.memory.stock()
     }
+
+    fn release(&mut self) {
+        self.memory.release();
+    }
 }
 
 impl<B: Backend> Host for Platform<B> {
@@ -167,13 +171,19 @@ impl<B: Backend> Host for Platform<B> {
         Some(timer::now().since(self.handover.at))
     }
 
-    fn audit(&self, violation: &mut dyn FnMut(String)) {
+    fn audit(&mut self, violation: &mut dyn FnMut(String)) {
+        self.memory.release();
         paging::audit(self.memory.regions(), violation);
     }
 
     #[cfg(feature = "plant")]
     fn plant_writable_code(&mut self) -> bool {
         paging::plant_writable_code()
+    }
+
+    #[cfg(feature = "plant")]
+    fn plant_mapping(&mut self, frame: Hpa) -> bool {
+        paging::plant_mapping(frame)
     }
 
     #[cfg(feature = "count")]

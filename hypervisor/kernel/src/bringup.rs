@@ -74,7 +74,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     let stack = boot.kernel_stack_bottom..boot.kernel_stack_bottom + boot.kernel_stack_len;
     let first = boot.kernel_image_offset;
     let space = AddressSpace {
-        ram: &memory::ram(&regions),
+        ram: &memory::ram(&regions, &pool),
         image: first..first + IMAGE_LIMIT,
         stack,
         read_only: &bundle.iter().map(|(image, _)| whole_pages(image)).collect::<Vec<_>>(),
@@ -110,8 +110,8 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     }
     serial::enable_interrupts();
 
-    // SAFETY: the pool is memory that the loader calls usable, mapped writable in the direct map, and without the heap,
-    // so no object of Rust's is in it.
+    // SAFETY: first and only call. The pool is memory that the loader calls usable, left out of the direct map, and
+    // without the heap, so no object of Rust's is in it.
     let memory = unsafe { GuestRam::new(pool) };
     Ready { memory, bundle }
 }

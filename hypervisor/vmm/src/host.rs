@@ -29,6 +29,9 @@ pub trait HostMemory {
 
     /// The cleared frames that are at hand.
     fn stock(&mut self) -> &mut FrameStock;
+
+    /// Another VM comes in: memory that was within the hypervisor's reach is out of it until it is accessed again.
+    fn release(&mut self) {}
 }
 
 /// The machine.
@@ -97,12 +100,16 @@ pub trait Host: HostMemory {
     }
 
     /// Tells `violation`, in a sentence each, what is wrong with the hypervisor's own memory: pages that can be written
-    /// and run, memory of VMs that can be run, or that is mapped anywhere but in its one place.
-    fn audit(&self, violation: &mut dyn FnMut(String));
+    /// and run, memory of VMs that is within its reach although nobody uses it.
+    fn audit(&mut self, violation: &mut dyn FnMut(String));
 
     /// Makes a page of the hypervisor's code writable; whether it could.
     #[cfg(any(test, feature = "plant"))]
     fn plant_writable_code(&mut self) -> bool;
+
+    /// Maps a VM's frame for the hypervisor, and leaves it so; whether it could.
+    #[cfg(any(test, feature = "plant"))]
+    fn plant_mapping(&mut self, frame: Hpa) -> bool;
 
     /// What the hypercall [`COUNTS`] gives; `None` in a build that does not count.
     ///

@@ -349,5 +349,6 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         {
             vm.vcpu.unload();
         }
+        self.host.release();
     }
 }

@@ -41,6 +41,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 }
                 filled && frame.is_some()
             }
+            "mapped-frame" => self.memory_of(0).is_some_and(|frame| self.host.plant_mapping(frame)),
             "writable-code" => self.host.plant_writable_code(),
             _ => false,
         };

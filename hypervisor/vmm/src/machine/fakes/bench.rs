@@ -207,7 +207,12 @@ impl Bench {
         let image: &'static [u8] = Vec::leak(config::encode(&images, describe).expect("a bundle"));
         let bundle = config::parse(image).expect("a bundle");
         let pool = FramePool::new(&[(Hpa(PAGE_2M), self.memory)]);
-        let host = FakeHost { world: self.world.clone(), stock: FrameStock::default(), writable_code: false };
+        let host = FakeHost {
+            world: self.world.clone(),
+            stock: FrameStock::default(),
+            writable_code: false,
+            within_reach: None,
+        };
         (Machine::new(host, pool, bundle, image), self.world)
     }
 

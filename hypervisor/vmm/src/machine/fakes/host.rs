@@ -217,6 +217,8 @@ pub struct FakeHost {
     pub(super) stock: FrameStock,
     /// The hypervisor's code can be written.
     pub(super) writable_code: bool,
+    /// A VM's memory that the machine keeps mapped.
+    pub(super) within_reach: Option<Hpa>,
 }
 
 impl HostMemory for FakeHost {
@@ -334,15 +336,24 @@ impl Host for FakeHost {
         }
     }
 
-    fn audit(&self, violation: &mut dyn FnMut(String)) {
+    fn audit(&mut self, violation: &mut dyn FnMut(String)) {
         if self.writable_code {
             violation("code can be written".into());
+        }
+        if let Some(frame) = self.within_reach {
+            violation(std::format!("memory of VMs at {:#x} is mapped", frame.0));
         }
     }
 
     #[cfg(any(test, feature = "plant"))]
     fn plant_writable_code(&mut self) -> bool {
         self.writable_code = true;
+        true
+    }
+
+    #[cfg(any(test, feature = "plant"))]
+    fn plant_mapping(&mut self, frame: Hpa) -> bool {
+        self.within_reach = Some(frame);
         true
     }
 

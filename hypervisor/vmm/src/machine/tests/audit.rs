@@ -36,6 +36,7 @@ fn each_kind_of_harm_is_found_on_demand_and_at_the_end() {
         ("lost-frame", "audit: 1 frames are taken and nobody has them"),
         ("freed-frame", " is free"),
         ("dirty-frame", " is not clear"),
+        ("mapped-frame", "audit: memory of VMs at 0x"),
         ("writable-code", "audit: code can be written"),
     ] {
         let (lines, status) = planted(Some(kind));

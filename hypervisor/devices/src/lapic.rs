@@ -116,9 +116,9 @@ pub struct Lapic {
     esr: Esr,
     errors: Esr,
     lvt: [u32; 6],
-    irr: Vectors,
-    isr: Vectors,
-    tmr: Vectors,
+    irr: Vectors<{ register::IRR }>,
+    isr: Vectors<{ register::ISR }>,
+    tmr: Vectors<{ register::TMR }>,
     /// A processor has the registers, and virtualizes the APIC wherever it is enabled.
     given: bool,
     /// How it does now.
@@ -151,9 +151,9 @@ impl Lapic {
             esr: Esr::empty(),
             errors: Esr::empty(),
             lvt: [LVT_MASKED; 6],
-            irr: Vectors::new(register::IRR),
-            isr: Vectors::new(register::ISR),
-            tmr: Vectors::new(register::TMR),
+            irr: Vectors::new(),
+            isr: Vectors::new(),
+            tmr: Vectors::new(),
             given: false,
             mode: ApicMode::Off,
             changed: false,
@@ -169,6 +169,7 @@ impl Lapic {
 
     /// The offset of `gpa` in the page of the registers; `None` where they are elsewhere, or not in memory: that is when
     /// the local APIC is disabled or an x2APIC.
+    #[inline]
     pub const fn offset_of(&self, gpa: Gpa) -> Option<u64> {
         let offset = gpa.0.wrapping_sub(self.address.0);
         if offset < PAGE_4K && self.base.contains(Base::EN) && !self.x2apic() { Some(offset) } else { None }
@@ -250,18 +251,21 @@ impl Lapic {
 
     /// The interrupt that the processor would take now: the highest requested, if its class is above the processor's
     /// priority.
+    #[inline]
     pub fn deliverable(&self) -> Option<u8> {
         let vector = self.irr.highest(&self.registers)?;
-        (vector >> 4 > self.ppr() >> 4).then_some(vector)
+        let in_service = self.isr.highest(&self.registers).unwrap_or(0);
+        (vector >> 4 > self.tpr().max(in_service) >> 4).then_some(vector)
     }
 
     /// Takes what [`Lapic::deliverable`] tells of into service. `now` is a time already seen: expiries of the timer up
     /// to it merge with the interrupt that is being taken.
+    #[inline]
     pub fn acknowledge(&mut self, now: Tsc) -> Option<u8> {
         self.advance(now);
         let vector = self.deliverable()?;
-        self.irr.set(&self.registers, vector, false);
-        self.isr.set(&self.registers, vector, true);
+        self.irr.remove(&self.registers, vector);
+        self.isr.insert(&self.registers, vector);
         Some(vector)
     }
 
@@ -322,52 +326,12 @@ impl Lapic {
         }
     }
 
-    /// Raises the timer's interrupt where it is due by `now`.
-    #[inline]
-    pub fn advance(&mut self, now: Tsc) {
-        let mode = self.timer_mode();
-        // The mode of most guests is quick to tell.
-        let expired = if mode == Mode::TscDeadline { self.timer.meet(now) } else { self.timer.expire(now, mode) };
-        if expired {
-            let entry = self.lvt[TIMER];
-            if entry & LVT_MASKED == 0 {
-                self.request((entry & 0xff) as u8, false);
-            }
-        }
-    }
-
-    /// Whether `vector` is the timer's.
-    pub fn is_of_timer(&self, vector: u8) -> bool {
-        self.lvt[TIMER] & 0xff == u32::from(vector)
-    }
-
-    /// When the timer raises its interrupt next; `None` while one of its interrupts still waits here, as the next would
-    /// merge with it.
-    pub fn next_deadline(&self) -> Option<Tsc> {
-        let entry = self.lvt[TIMER];
-        // The processor lets the guest have the one that waits without telling.
-        let merges = self.mode == ApicMode::Off && self.irr.contains(&self.registers, (entry & 0xff) as u8);
-        if entry & LVT_MASKED != 0 || merges {
-            return None;
-        }
-        self.timer.next(self.timer_mode())
-    }
-
     const fn x2apic(&self) -> bool {
         self.base.contains(Base::EXTD)
     }
 
     const fn software_enabled(&self) -> bool {
         self.svr & SVR_ENABLED != 0
-    }
-
-    fn timer_mode(&self) -> Mode {
-        match self.lvt[TIMER] >> 17 & 3 {
-            0 => Mode::OneShot,
-            1 => Mode::Periodic,
-            2 => Mode::TscDeadline,
-            _ => Mode::Reserved,
-        }
     }
 
     fn tpr(&self) -> u8 {
@@ -473,9 +437,24 @@ impl Lapic {
         }
     }
 
+    /// End of interrupt where that concerns nobody else; false where it does, and nothing was done.
+    #[inline(always)]
+    pub fn end_edge_triggered(&mut self) -> bool {
+        if self.given {
+            return false;
+        }
+        let Some(vector) = self.isr.highest(&self.registers) else { return true };
+        // An I/O APIC is to hear of the end of a level-triggered one.
+        if self.tmr.contains(&self.registers, vector) {
+            return false;
+        }
+        self.isr.remove(&self.registers, vector);
+        true
+    }
+
     fn end_of_interrupt(&mut self) -> Effect {
         let Some(vector) = self.isr.highest(&self.registers) else { return Effect::None };
-        self.isr.set(&self.registers, vector, false);
+        self.isr.remove(&self.registers, vector);
         self.changed = self.given;
         if self.tmr.contains(&self.registers, vector) { Effect::Eoi(vector) } else { Effect::None }
     }
@@ -546,9 +525,14 @@ impl Lapic {
         }
     }
 
+    #[inline]
     fn raise(&mut self, vector: u8, level: bool) {
-        self.irr.set(&self.registers, vector, true);
-        self.tmr.set(&self.registers, vector, level);
+        self.irr.insert(&self.registers, vector);
+        if level {
+            self.tmr.insert(&self.registers, vector);
+        } else {
+            self.tmr.remove(&self.registers, vector);
+        }
         self.changed = self.given;
     }
 

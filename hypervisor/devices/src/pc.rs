@@ -13,6 +13,7 @@
 mod hpet_lines;
 mod interrupts;
 mod ports;
+mod timers;
 
 use crate::acpi_pm::AcpiPm;
 use crate::atapi::Cdrom;
@@ -42,9 +43,8 @@ use lamina_vmm::chipset::{Attention, Chipset, ChipsetSetup, Extras, Key, Signal}
 use lamina_vmm::dma::{DmaRequest, TRANSFER_MAX};
 use lamina_vmm::layout;
 use ports::Port;
+use timers::Deadlines;
 
-/// Stands for "no timer is running" among deadlines: a guest's TSC does not get there.
-const NEVER: u64 = u64::MAX;
 /// The x2APIC's registers as MSRs. Those below the spurious-interrupt vector register (task priority, EOI and the like)
 /// and the self-IPI do not concern its timer.
 const X2APIC_SPURIOUS: u32 = X2APIC_FIRST + 0xf;
@@ -52,6 +52,8 @@ const X2APIC_CURRENT_COUNT: u32 = X2APIC_FIRST + 0x39;
 const X2APIC_SELF_IPI: u32 = X2APIC_FIRST + 0x3f;
 /// Registers of the local APIC below this offset (task priority, EOI and the like) do not concern its timer.
 const LAPIC_TIMER_UNCONCERNED: u64 = 0xf0;
+/// The local APIC's end-of-interrupt register.
+const LAPIC_EOI: u64 = 0xb0;
 
 /// CMOS registers by which SeaBIOS learns in what order to try the drives: a CD, then a hard disk; no floppy.
 const BOOT_ORDER: [(u8, u8); 2] = [(0x38, 0x01), (0x3d, 0x23)];
@@ -65,18 +67,6 @@ enum Page {
     Vga,
     /// PCI's configuration space.
     Ecam,
-}
-
-/// The devices with a deadline, as indices into [`Pc::deadlines`].
-#[derive(Clone, Copy, Debug)]
-enum Timer {
-    Pit,
-    Rtc,
-    AcpiPm,
-    Uart,
-    Lapic,
-    Hpet,
-    Keyboard,
 }
 
 /// The devices of one VM.
@@ -106,9 +96,7 @@ pub struct Pc {
     shutdown: usize,
     /// The latest time seen: nothing here goes backwards, whatever the caller says.
     now: Tsc,
-    deadlines: [u64; 7],
-    /// The earliest of `deadlines`.
-    deadline: u64,
+    deadlines: Deadlines,
     /// Levels of the ISA interrupt lines.
     lines: u16,
     /// Interrupt pins that PCI devices assert, by slot: a bit for each of INTA# to INTD#.
@@ -117,6 +105,8 @@ pub struct Pc {
     routed: u16,
     /// I/O APIC pins that the HPET holds high.
     hpet_pins: u32,
+    /// An interrupt of the 8259's waits, and reaches the processor.
+    external: bool,
     /// What the run loop has to do.
     attention: Attention,
     unclaimed: u64,
@@ -154,12 +144,12 @@ impl Chipset for Pc {
             post: 0,
             shutdown: 0,
             now: setup.now,
-            deadlines: [NEVER; 7],
-            deadline: NEVER,
+            deadlines: Deadlines::new(),
             lines: 0,
             intx: [0; 32],
             routed: 0,
             hpet_pins: 0,
+            external: false,
             attention: Attention::empty(),
             unclaimed: 0,
         };
@@ -175,13 +165,16 @@ impl Chipset for Pc {
         }
     }
 
+    #[inline(always)]
     fn port_peek(&mut self, now: Tsc, port: u16) -> Option<u8> {
-        if now.0 >= self.deadline {
+        if self.deadlines.is_due(now) {
             return None;
         }
         self.now = self.now.max(now);
         let (device, offset) = self.ports.find(port)?;
-        self.read_frequent(device, (offset & 0xff) as u8)
+        let offset = (offset & 0xff) as u8;
+        // Of these the one that has most to do.
+        if device == Port::Pit { Some(self.pit.read(self.now, offset)) } else { self.read_frequent(device, offset) }
     }
 
     fn port_read_block(&mut self, now: Tsc, port: u16, width: usize, data: &mut [u8]) -> usize {
@@ -203,7 +196,7 @@ impl Chipset for Pc {
             Some((Page::Lapic, offset)) => {
                 self.lapic.read(self.now, offset, data);
                 // An error may have become an interrupt, and a timer that was read may have expired.
-                self.refresh(Timer::Lapic);
+                self.apic_timer_changed();
                 self.update_attention();
             }
             Some((Page::IoApic, offset)) => self.ioapic.read(offset, data),
@@ -229,65 +222,33 @@ impl Chipset for Pc {
         true
     }
 
+    #[inline(always)]
     fn mmio_write(&mut self, now: Tsc, gpa: Gpa, data: &[u8]) -> bool {
         self.advance(now);
-        match self.page(gpa) {
-            Some((Page::Lapic, offset)) => {
-                let effect = self.lapic.write(self.now, offset, data);
-                if offset >= LAPIC_TIMER_UNCONCERNED {
-                    self.refresh(Timer::Lapic);
-                }
-                self.carry_out(effect);
-            }
-            Some((Page::IoApic, offset)) => {
-                self.ioapic.write(offset, data);
-                self.deliver();
-            }
-            Some((Page::Ecam, offset)) => {
-                self.pci.write_memory(offset, data);
-                self.intx_changed();
-            }
-            Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
-                hpet.write(self.now, offset, data);
-                self.hpet_changed();
-                // Who drives these two lines may just have changed.
-                self.rtc_changed();
-                self.pit_changed();
-            }
-            Some((Page::Vga, offset)) if let Some(vga) = &mut self.vga => {
-                let mut answered = false;
-                for (at, &byte) in (offset..).zip(data) {
-                    answered |= vga.write_memory(at, byte);
-                }
-                return self.answered(answered);
-            }
-            _ => return self.answered(false),
+        // Of all registers this one is written most.
+        if self.lapic.offset_of(gpa) == Some(LAPIC_EOI) && data.len() == 4 && self.lapic.end_edge_triggered() {
+            self.apic_interrupts_changed();
+            return true;
         }
-        true
+        self.write_memory(gpa, data)
     }
 
+    #[inline(always)]
     fn msr_read(&mut self, now: Tsc, msr: u32) -> Result<u64, GuestFault> {
-        if msr == IA32_APIC_BASE {
-            return Ok(self.lapic.apic_base());
-        }
-        self.advance(now);
-        let value = self.lapic.read_msr(self.now, msr);
-        // A timer that was read may have expired.
-        if matches!(msr, IA32_TSC_DEADLINE | X2APIC_CURRENT_COUNT) {
-            self.refresh(Timer::Lapic);
-            self.update_attention();
-        }
-        value
+        if msr == IA32_APIC_BASE { Ok(self.lapic.apic_base()) } else { self.read_apic_msr(now, msr) }
     }
 
+    #[inline(always)]
     fn msr_write(&mut self, now: Tsc, msr: u32, value: u64) -> Result<(), GuestFault> {
         self.advance(now);
-        let effect = self.lapic.write_msr(self.now, msr, value)?;
-        if !matches!(msr, X2APIC_FIRST..X2APIC_SPURIOUS | X2APIC_SELF_IPI) {
-            self.refresh(Timer::Lapic);
+        if self.lapic.write_frequent(self.now, msr, value) {
+            if msr == IA32_TSC_DEADLINE {
+                self.apic_timer_changed();
+            }
+            self.apic_interrupts_changed();
+            return Ok(());
         }
-        self.carry_out(effect);
-        Ok(())
+        self.write_apic_msr(msr, value)
     }
 
     fn cr8(&self) -> u64 {
@@ -312,7 +273,7 @@ impl Chipset for Pc {
 
     fn virtualize_apic(&mut self) -> Option<Arc<ApicPage>> {
         let page = self.lapic.virtualize();
-        self.refresh(Timer::Lapic);
+        self.apic_timer_changed();
         self.update_attention();
         Some(page)
     }
@@ -325,7 +286,7 @@ impl Chipset for Pc {
     fn apic_written(&mut self, now: Tsc, offset: u16) {
         self.advance(now);
         let effect = self.lapic.written(self.now, offset);
-        self.refresh(Timer::Lapic);
+        self.apic_timer_changed();
         self.carry_out(effect);
     }
 
@@ -335,17 +296,18 @@ impl Chipset for Pc {
         self.carry_out(effect);
     }
 
+    #[inline(always)]
     fn acknowledge(&mut self) -> Option<u8> {
         if !self.attention.contains(Attention::INTERRUPT) {
             return None;
         }
-        if self.pic.intr() && self.extint_passes() {
+        if self.external {
             return Some(self.acknowledge_pic());
         }
         let vector = self.lapic.acknowledge(self.now);
         if vector.is_some_and(|vector| self.lapic.is_of_timer(vector)) {
             // The next expiry counts again.
-            self.refresh(Timer::Lapic);
+            self.apic_timer_changed();
         }
         // The highest is in service now, so the local APIC has no other for the processor; nor has the pair of 8259s.
         self.attention -= Attention::INTERRUPT;
@@ -356,6 +318,7 @@ impl Chipset for Pc {
         self.lapic.has_nmi_line() || self.ioapic.has_nmi_input()
     }
 
+    #[inline]
     fn take_nmi(&mut self) -> bool {
         self.lapic.take_nmi()
     }
@@ -365,13 +328,14 @@ impl Chipset for Pc {
         if now > self.now {
             self.now = now;
         }
-        if self.now.0 >= self.deadline {
+        if self.deadlines.is_due(self.now) {
             self.expire();
         }
     }
 
+    #[inline]
     fn next_deadline(&self) -> Option<Tsc> {
-        (self.deadline != NEVER).then_some(Tsc(self.deadline))
+        self.deadlines.first()
     }
 
     fn take_output(&mut self, now: Tsc, sink: &mut dyn FnMut(u8) -> bool) {
@@ -382,6 +346,7 @@ impl Chipset for Pc {
         }
     }
 
+    #[inline]
     fn has_output(&self) -> bool {
         self.uart.has_output()
     }
@@ -425,6 +390,68 @@ impl Chipset for Pc {
 }
 
 impl Pc {
+    /// A write to memory-mapped registers; false where nobody answers.
+    #[inline(never)]
+    fn write_memory(&mut self, gpa: Gpa, data: &[u8]) -> bool {
+        match self.page(gpa) {
+            Some((Page::Lapic, offset)) => {
+                let effect = self.lapic.write(self.now, offset, data);
+                if offset >= LAPIC_TIMER_UNCONCERNED {
+                    self.apic_timer_changed();
+                }
+                self.carry_out(effect);
+            }
+            Some((Page::IoApic, offset)) => {
+                self.ioapic.write(offset, data);
+                self.deliver();
+            }
+            Some((Page::Ecam, offset)) => {
+                self.pci.write_memory(offset, data);
+                self.intx_changed();
+            }
+            Some((Page::Hpet, offset)) if let Some(hpet) = &mut self.hpet => {
+                hpet.write(self.now, offset, data);
+                self.hpet_changed();
+                // Who drives these two lines may just have changed.
+                self.rtc_changed();
+                self.pit_changed();
+            }
+            Some((Page::Vga, offset)) if let Some(vga) = &mut self.vga => {
+                let mut answered = false;
+                for (at, &byte) in (offset..).zip(data) {
+                    answered |= vga.write_memory(at, byte);
+                }
+                return self.answered(answered);
+            }
+            _ => return self.answered(false),
+        }
+        true
+    }
+
+    /// RDMSR of all but the base.
+    #[inline(never)]
+    fn read_apic_msr(&mut self, now: Tsc, msr: u32) -> Result<u64, GuestFault> {
+        self.advance(now);
+        let value = self.lapic.read_msr(self.now, msr);
+        // A timer that was read may have expired.
+        if matches!(msr, IA32_TSC_DEADLINE | X2APIC_CURRENT_COUNT) {
+            self.apic_timer_changed();
+            self.update_attention();
+        }
+        value
+    }
+
+    /// WRMSR of what is not written so often.
+    #[inline(never)]
+    fn write_apic_msr(&mut self, msr: u32, value: u64) -> Result<(), GuestFault> {
+        let effect = self.lapic.write_msr(self.now, msr, value)?;
+        if !matches!(msr, X2APIC_FIRST..X2APIC_SPURIOUS | X2APIC_SELF_IPI) {
+            self.apic_timer_changed();
+        }
+        self.carry_out(effect);
+        Ok(())
+    }
+
     /// The INTA cycle with the pair of 8259s.
     #[cold]
     fn acknowledge_pic(&mut self) -> u8 {
@@ -433,95 +460,12 @@ impl Pc {
         vector
     }
 
-    /// Brings the timers that are due up to now, with their interrupt lines.
-    #[cold]
-    fn expire(&mut self) {
-        let due = |deadline: u64| deadline <= self.now.0;
-        let [pit, rtc, pm, uart, lapic, hpet, keyboard] = self.deadlines.map(due);
-        if pit {
-            self.pit.advance(self.now);
-            self.pit_changed();
-        }
-        if rtc {
-            self.rtc.advance(self.now);
-            self.rtc_changed();
-        }
-        if pm {
-            self.pm.advance(self.now);
-            self.pm_changed();
-        }
-        if uart {
-            self.uart.advance(self.now);
-            self.uart_changed();
-        }
-        if hpet {
-            self.hpet_changed();
-        }
-        if keyboard {
-            self.i8042.advance(self.now);
-            self.keyboard_changed();
-        }
-        if lapic {
-            self.lapic.advance(self.now);
-            self.refresh(Timer::Lapic);
-            self.update_attention();
-        }
-    }
-
     /// Who answers at `gpa`. The local APIC goes before what is at its place, as it is nearer to the processor.
     fn page(&self, gpa: Gpa) -> Option<(Page, u64)> {
         match self.lapic.offset_of(gpa) {
             Some(offset) => Some((Page::Lapic, offset)),
             None => self.memory.find(gpa),
         }
-    }
-
-    /// Asks a timer anew when it is due.
-    fn refresh(&mut self, timer: Timer) {
-        let deadline = match timer {
-            Timer::Pit => self.pit.next_deadline(),
-            Timer::Rtc => self.rtc.next_deadline(),
-            Timer::AcpiPm => self.pm.next_deadline(),
-            Timer::Uart => self.uart.next_deadline(),
-            Timer::Lapic => self.lapic.next_deadline(),
-            Timer::Hpet => self.hpet.as_ref().and_then(Hpet::next_deadline),
-            Timer::Keyboard => self.i8042.next_deadline(),
-        };
-        let deadline = deadline.map_or(NEVER, |tsc| tsc.0);
-        let known = &mut self.deadlines[timer as usize];
-        if *known != deadline {
-            *known = deadline;
-            self.deadline = self.deadlines.into_iter().fold(NEVER, u64::min);
-        }
-    }
-
-    /// An edge of the timer's output is a pulse here, so that one whose predecessor was not seen to fall counts too.
-    fn pit_changed(&mut self) {
-        if self.pit.take_edge() && !self.hpet_replaces_legacy() {
-            self.pulse(layout::PIT_IRQ);
-        }
-        self.refresh(Timer::Pit);
-    }
-
-    fn rtc_changed(&mut self) {
-        if !self.hpet_replaces_legacy() {
-            self.drive(layout::RTC_IRQ, self.rtc.irq());
-        }
-        self.refresh(Timer::Rtc);
-    }
-
-    fn pm_changed(&mut self) {
-        self.drive(layout::SCI_IRQ, self.pm.sci());
-        self.refresh(Timer::AcpiPm);
-    }
-
-    fn uart_changed(&mut self) {
-        self.drive(layout::COM1_IRQ, self.uart.irq());
-        self.refresh(Timer::Uart);
-    }
-
-    fn hpet_replaces_legacy(&self) -> bool {
-        self.hpet.as_ref().is_some_and(Hpet::replaces_legacy)
     }
 
     fn ide_changed(&mut self) {

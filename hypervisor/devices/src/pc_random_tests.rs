@@ -89,7 +89,7 @@ fn check_caches(pc: &Pc) {
         pc.lapic.next_deadline(),
         pc.hpet.as_ref().and_then(Hpet::next_deadline),
     ];
-    let earliest = deadlines.into_iter().flatten().min().filter(|tsc| tsc.0 != NEVER);
+    let earliest = deadlines.into_iter().flatten().min().filter(|tsc| tsc.0 != timers::NEVER);
     // The cache may be too early (an interrupt that waits makes a deadline superfluous), never too late.
     if let Some(earliest) = earliest {
         assert!(pc.next_deadline().is_some_and(|cached| cached <= earliest), "{:?} {earliest:?}", pc.next_deadline());

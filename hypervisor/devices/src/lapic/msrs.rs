@@ -14,6 +14,10 @@ use lamina_vmm::layout;
 /// Remote IRR and delivery status: read-only, so that writing them is no fault.
 const LVT_READ_ONLY: u32 = 1 << 14 | 1 << 12;
 
+/// The registers that are written most, as MSRs.
+const X2APIC_EOI: u32 = msr::X2APIC_FIRST + register::EOI;
+const X2APIC_SELF_IPI: u32 = msr::X2APIC_FIRST + register::SELF_IPI;
+
 impl Lapic {
     /// IA32_APIC_BASE.
     pub const fn apic_base(&self) -> u64 {
@@ -69,6 +73,30 @@ impl Lapic {
             }
             _ => Err(GuestFault::GP0),
         }
+    }
+
+    /// WRMSR of what kernels write most, where it takes no more than this; else false, nothing was done, and
+    /// [`Lapic::write_msr`] is to be asked. The timer must have been brought up to `now`.
+    #[inline(always)]
+    pub fn write_frequent(&mut self, now: Tsc, number: u32, value: u64) -> bool {
+        // A processor that has the registers is to be told more.
+        if self.given {
+            return false;
+        }
+        match number {
+            msr::IA32_TSC_DEADLINE if self.has_tsc_deadline() => {
+                self.timer.set_deadline(value);
+                self.advance(now);
+            }
+            X2APIC_EOI if self.x2apic() && value == 0 => {
+                return self.end_edge_triggered();
+            }
+            X2APIC_SELF_IPI if self.x2apic() && self.software_enabled() && (16..=255).contains(&value) => {
+                self.raise((value & 0xff) as u8, false);
+            }
+            _ => return false,
+        }
+        true
     }
 
     pub(super) fn write_x2apic(&mut self, now: Tsc, number: u32, value: u64) -> Result<Effect, GuestFault> {

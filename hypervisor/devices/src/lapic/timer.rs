@@ -1,9 +1,11 @@
 //! The local APIC's timer (Intel SDM vol. 3, "APIC Timer").
 //!
 //! Owns the initial count, the divide configuration and the deadline; mode and vector belong to the LVT and come in
-//! with each call. The current count follows from the time.
+//! with each call. The current count follows from the time. What the local APIC makes of an expiry is here too.
 
+use super::{LVT_MASKED, Lapic, TIMER};
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::apic::ApicMode;
 use lamina_vmm::layout::APIC_TIMER_HZ;
 
 /// What the timer counts, before the divider.
@@ -126,6 +128,7 @@ impl Timer {
     }
 
     /// When the timer expires next.
+    #[inline(never)]
     pub(super) fn next(&self, mode: Mode) -> Option<Tsc> {
         match mode {
             Mode::TscDeadline => (self.deadline != 0).then_some(Tsc(self.deadline)),
@@ -157,5 +160,77 @@ impl Timer {
             .saturating_mul(run.expiries)
             .saturating_add(run.first as u64)
             .saturating_mul(self.divisor())
+    }
+}
+
+/// LVT: the timer's mode.
+const LVT_TIMER_MODE: u32 = 3 << 17;
+const LVT_TSC_DEADLINE: u32 = 2 << 17;
+
+impl Lapic {
+    /// Raises the timer's interrupt where it is due by `now`.
+    #[inline]
+    pub fn advance(&mut self, now: Tsc) {
+        // The mode of most guests is quick to tell.
+        if self.has_tsc_deadline() {
+            if self.timer.meet(now) {
+                self.expired();
+            }
+        } else {
+            self.advance_count(now);
+        }
+    }
+
+    #[inline(never)]
+    fn advance_count(&mut self, now: Tsc) {
+        if self.timer.expire(now, self.timer_mode()) {
+            self.expired();
+        }
+    }
+
+    #[inline]
+    fn expired(&mut self) {
+        let entry = self.lvt[TIMER];
+        if entry & LVT_MASKED == 0 {
+            self.request((entry & 0xff) as u8, false);
+        }
+    }
+
+    /// Whether `vector` is the timer's.
+    #[inline]
+    pub fn is_of_timer(&self, vector: u8) -> bool {
+        self.lvt[TIMER] & 0xff == u32::from(vector)
+    }
+
+    /// When the timer raises its interrupt next; `None` while one of its interrupts still waits here, as the next would
+    /// merge with it.
+    #[inline]
+    pub fn next_deadline(&self) -> Option<Tsc> {
+        // Mostly so: it has just been met.
+        if self.has_tsc_deadline() && self.timer.deadline() == 0 {
+            return None;
+        }
+        let entry = self.lvt[TIMER];
+        // The processor lets the guest have the one that waits without telling.
+        let merges = self.mode == ApicMode::Off && self.irr.contains(&self.registers, (entry & 0xff) as u8);
+        if entry & LVT_MASKED != 0 || merges {
+            return None;
+        }
+        if self.has_tsc_deadline() { Some(Tsc(self.timer.deadline())) } else { self.timer.next(self.timer_mode()) }
+    }
+
+    /// Whether the timer's mode is that of a TSC deadline.
+    #[inline]
+    pub(super) const fn has_tsc_deadline(&self) -> bool {
+        self.lvt[TIMER] & LVT_TIMER_MODE == LVT_TSC_DEADLINE
+    }
+
+    pub(super) fn timer_mode(&self) -> Mode {
+        match self.lvt[TIMER] >> 17 & 3 {
+            0 => Mode::OneShot,
+            1 => Mode::Periodic,
+            2 => Mode::TscDeadline,
+            _ => Mode::Reserved,
+        }
     }
 }

@@ -71,8 +71,8 @@ impl Lapic {
             self.mode = mode;
             self.changed = true;
             let shared = self.is_virtualized();
-            self.irr.share(shared);
-            self.isr.share(shared);
+            self.irr.share(&self.registers, shared);
+            self.isr.share(&self.registers, shared);
         }
         if self.is_virtualized() {
             self.show();

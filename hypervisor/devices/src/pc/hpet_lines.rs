@@ -1,6 +1,7 @@
 //! What the HPET's timers do to the interrupt lines.
 
-use super::{Pc, Timer};
+use super::Pc;
+use super::timers::Timer;
 use crate::hpet;
 use lamina_vmm::layout;
 

@@ -90,11 +90,20 @@ impl Pc {
         self.update_attention();
     }
 
+    /// Sees whether the processor is to be interrupted.
     pub(super) fn update_attention(&mut self) {
+        self.external = self.pic.intr() && self.extint_passes();
+        self.apic_interrupts_changed();
+    }
+
+    /// The same where nothing has changed but what the local APIC itself requests, or has in service.
+    #[inline]
+    pub(super) fn apic_interrupts_changed(&mut self) {
         let own = !self.lapic.is_virtualized() && self.lapic.deliverable().is_some();
-        let interrupt = own || (self.pic.intr() && self.extint_passes());
-        self.attention.set(Attention::INTERRUPT, interrupt);
-        self.attention.set(Attention::APIC, self.lapic.has_changed());
+        self.attention = if own || self.external { Attention::INTERRUPT } else { Attention::empty() };
+        if self.lapic.has_changed() {
+            self.attention |= Attention::APIC;
+        }
     }
 
     /// Whether the 8259's output reaches the processor.

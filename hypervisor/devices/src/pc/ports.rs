@@ -4,7 +4,8 @@
 //! The exceptions: ACPI's registers, PCI's two ports and the status port take an access as a whole. Port 0xcf9 lies
 //! within PCI's address port; a byte there is the reset control register, a doubleword at 0xcf8 the address.
 
-use super::{Pc, Timer, has_ide};
+use super::timers::Timer;
+use super::{Pc, has_ide};
 use crate::acpi_pm;
 use crate::debug_port::DebugPort;
 use crate::ide::{self, BUS_MASTER_PORTS};
@@ -215,10 +216,9 @@ impl Pc {
     }
 
     /// A byte of what is read most, with as little work as its registers need; `None` for all the rest.
-    #[inline]
+    #[inline(never)]
     pub(super) fn read_frequent(&mut self, device: Port, offset: u8) -> Option<u8> {
         Some(match device {
-            Port::Pit => self.pit.read(self.now, offset),
             Port::SystemControl => self.pit.read_control(self.now),
             // The interrupt mask: nothing is acknowledged by reading it.
             Port::Pic(which) if offset != 0 => self.pic.mask(which)?,

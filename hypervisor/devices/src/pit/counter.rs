@@ -66,6 +66,7 @@ impl Counter {
     }
 
     /// Takes over a new count whose time has come. To be called before anything else at `tick`.
+    #[inline]
     pub(super) fn settle(&mut self, tick: u64) {
         if let Some(reload) = self.reload.filter(|reload| reload.at <= tick) {
             self.count = reload.count;
@@ -119,7 +120,8 @@ impl Counter {
 
     /// Reads the next byte.
     pub(super) fn read(&mut self, tick: u64) -> u8 {
-        if let Some(status) = self.latched_status.take() {
+        if let Some(status) = self.latched_status {
+            self.latched_status = None;
             return status;
         }
         let [low, high] = self.latched_count.unwrap_or_else(|| self.value(tick)).to_le_bytes();

@@ -67,6 +67,10 @@ pub struct Machine<H: Host, C> {
     console: Console,
     scheduler: Scheduler,
     slots: Vec<Slot<H, C>>,
+    /// How many of them are alive.
+    alive: usize,
+    /// [`FUTILE_TIMER_NS`] in ticks of the TSC.
+    futile_timer: u64,
     /// The bundle's bytes, from which VMs start and start again; what is in a drive stays there.
     image: &'static [u8],
     /// The VM whose vCPU is loaded on the processor.
@@ -91,6 +95,8 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             console: Console::new(bundle.interactive, tsc),
             scheduler: Scheduler::new(tsc),
             slots: Vec::new(),
+            alive: 0,
+            futile_timer: tsc.ticks_in_ns(FUTILE_TIMER_NS),
             host,
             pool,
             image,
@@ -199,6 +205,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 vm.counters.made = self.host.now().since(from);
                 vm.counters.heap = self.host.heap_used().saturating_sub(heap);
                 slot.state = State::Alive(vm);
+                self.alive += 1;
                 self.scheduler.wake(index);
                 self.told_end = false;
             }
@@ -241,6 +248,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         let slot = &mut self.slots[index];
         match core::mem::replace(&mut slot.state, State::Ended { intended: false }) {
             State::Alive(mut vm) => {
+                self.alive -= 1;
                 if traces::show(&mut self.console, &mut vm) {
                     self.flush();
                 }
@@ -301,8 +309,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         if self.quit {
             return Some(STATUS_GOOD);
         }
-        let alive = self.slots.iter().any(|s| matches!(s.state, State::Alive(_)));
-        if alive {
+        if self.alive > 0 {
             return None;
         }
         if !self.told_end {
@@ -316,6 +323,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     /// Wakes every VM that waits and has an interrupt by `now`. When the first timer is due of those that wait on.
     fn wake_due(&mut self, now: Tsc) -> Option<Tsc> {
         let mut first: Option<Tsc> = None;
+        // Who runs is alive.
+        if self.scheduler.runnable() == self.alive {
+            return first;
+        }
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let State::Alive(vm) = &mut slot.state else { continue };
             if self.scheduler.is_runnable(index) {
@@ -332,7 +343,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 continue;
             }
             if due {
-                slot.not_before = now + self.host.tsc_frequency().ticks_in_ns(FUTILE_TIMER_NS);
+                slot.not_before = now + self.futile_timer;
             }
             if let Some(timer) = vm.chipset.next_deadline() {
                 let timer = (vm.started + timer.0).max(slot.not_before);

@@ -9,6 +9,8 @@ use lamina_arch::time::{Frequency, Tsc};
 
 /// Longest time that a VM runs while others wait. Unit: nanoseconds.
 const SLICE_NS: u64 = 5_000_000;
+/// Where virtual time ends, so that there is a time behind all.
+const VIRTUAL_TIME_MAX: u64 = u64::MAX - 1;
 /// The weight that runs at the rate of the clock.
 const WEIGHT_ONE: u64 = 100;
 
@@ -30,6 +32,8 @@ pub struct Scheduler {
     current: Option<Current>,
     /// No runnable VM was ever behind this.
     floor: u64,
+    /// How many VMs are runnable.
+    runnable: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +45,7 @@ struct Current {
 impl Scheduler {
     /// A scheduler without VMs, for a counter of rate `tsc`.
     pub fn new(tsc: Frequency) -> Scheduler {
-        Scheduler { entries: Vec::new(), slice: tsc.ticks_in_ns(SLICE_NS).max(1), current: None, floor: 0 }
+        Scheduler { entries: Vec::new(), slice: tsc.ticks_in_ns(SLICE_NS).max(1), current: None, floor: 0, runnable: 0 }
     }
 
     /// Adds a VM that is not runnable yet; its number is how many there were before.
@@ -58,14 +62,18 @@ impl Scheduler {
             && !entry.runnable
         {
             entry.runnable = true;
+            self.runnable += 1;
             entry.virtual_time = entry.virtual_time.max(floor.saturating_sub(slice));
         }
     }
 
     /// VM `vm` waits, or is gone.
     pub fn block(&mut self, vm: usize) {
-        if let Some(entry) = self.entries.get_mut(vm) {
+        if let Some(entry) = self.entries.get_mut(vm)
+            && entry.runnable
+        {
             entry.runnable = false;
+            self.runnable -= 1;
         }
         if self.current.is_some_and(|c| c.vm == vm) {
             self.current = None;
@@ -82,10 +90,24 @@ impl Scheduler {
         self.entries.get(vm).is_some_and(|e| e.runnable)
     }
 
+    /// How many VMs can run.
+    pub const fn runnable(&self) -> usize {
+        self.runnable
+    }
+
     /// Which VM runs from `now` on and when its slice ends; `None` where none can.
     pub fn pick(&mut self, now: Tsc) -> Option<(usize, Tsc)> {
-        let runnable = self.entries.iter().enumerate().filter(|(_, e)| e.runnable);
-        let (vm, least) = runnable.map(|(vm, e)| (vm, e.virtual_time)).min_by_key(|&(vm, time)| (time, vm))?;
+        if self.runnable == 0 {
+            return None;
+        }
+        // The first of those with the least virtual time, which is below `u64::MAX`. A plain loop: it is gone through at
+        // each turn.
+        let (mut vm, mut least) = (0, u64::MAX);
+        for (index, entry) in self.entries.iter().enumerate() {
+            if entry.runnable && entry.virtual_time < least {
+                (vm, least) = (index, entry.virtual_time);
+            }
+        }
         if let Some(current) = self.current
             && now < current.until
             && self.entries[current.vm].virtual_time.saturating_sub(least) <= self.slice
@@ -103,8 +125,9 @@ impl Scheduler {
         if let Some(entry) = self.entries.get_mut(vm) {
             entry.ran = entry.ran.saturating_add(ticks);
             // A division of 128 bits costs ten of these, and no turn is so long.
-            let scaled = ticks.saturating_mul(WEIGHT_ONE) / entry.weight;
-            entry.virtual_time = entry.virtual_time.saturating_add(scaled.max(1));
+            let scaled =
+                if entry.weight == WEIGHT_ONE { ticks } else { ticks.saturating_mul(WEIGHT_ONE) / entry.weight };
+            entry.virtual_time = entry.virtual_time.saturating_add(scaled.max(1)).min(VIRTUAL_TIME_MAX);
         }
     }
 
@@ -190,5 +213,28 @@ mod tests {
         s.block(0);
         assert_eq!(s.pick(Tsc(0)), None);
         assert!(!s.is_runnable(0));
+        assert_eq!(s.runnable(), 0);
+    }
+
+    #[test]
+    fn one_whose_time_has_ended_runs_on() {
+        let mut s = scheduler(&[1, 100]);
+        s.charge(0, u64::MAX);
+        s.charge(1, u64::MAX);
+        assert_eq!(s.pick(Tsc(0)).map(|(vm, _)| vm), Some(0));
+        s.block(0);
+        assert_eq!(s.pick(Tsc(0)).map(|(vm, _)| vm), Some(1));
+    }
+
+    #[test]
+    fn those_that_can_run_are_counted_once() {
+        let mut s = scheduler(&[100, 100, 100]);
+        let changes: [(fn(&mut Scheduler, usize), usize); 2] = [(Scheduler::wake, 3), (Scheduler::block, 2)];
+        for (change, runnable) in changes {
+            change(&mut s, 1);
+            change(&mut s, 1);
+            change(&mut s, 9);
+            assert_eq!(s.runnable(), runnable);
+        }
     }
 }

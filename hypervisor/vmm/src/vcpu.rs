@@ -141,7 +141,7 @@ pub trait Quick {
     fn window(&mut self) -> Answer;
 
     /// Does what the run loop would do before the next entry: a timer that is due, an interrupt that waits. `None` where
-    /// there is more to it, so that [`Ran::Look`] is due.
+    /// there is more to it, so that [`Ran::Look`] is due. `now` is when the exit came, or later.
     fn look<R: QuickRegisters>(&mut self, registers: &mut R, now: Tsc) -> Option<Next>;
 
     /// An exit that was answered took `ticks` in the hypervisor.

@@ -19,7 +19,7 @@ use crate::config::{Apic, VmConfig};
 use crate::console::Console;
 use crate::cpu_model::Model;
 use crate::cpuid::{Cpuid, ModelInput};
-use crate::exit::LastMov;
+use crate::exit::{LastMov, TIMER_REST_NS};
 use crate::frames::{FramePool, FrameSize};
 use crate::host::{Host, HostMemory};
 use crate::memory::GuestMemory;
@@ -80,6 +80,8 @@ pub struct Vm<V: Vcpu, C> {
     pub(crate) refused_msrs: Refused,
     /// The machine's TSC when the VM started.
     pub(crate) started: Tsc,
+    /// How long a timer that was due is not looked at again ([`TIMER_REST_NS`]). Unit: ticks.
+    pub(crate) timer_rest: u64,
     /// What the guest recorded; 0 at first.
     pub(crate) status: u32,
     /// [`crate::vcpu::Vcpu::request_interrupt_window`] is in force.
@@ -134,6 +136,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                     refused_msrs: Refused::default(),
                     cpuid,
                     started,
+                    timer_rest: host.tsc_frequency().ticks_in_ns(TIMER_REST_NS),
                     status: 0,
                     interrupt_window: false,
                     nmi_waits: false,

@@ -118,6 +118,8 @@ pub struct Console {
     own_queued: usize,
     lost: u64,
     ended: bool,
+    /// A VM may have a partial line, or input: set when one gets something, and found out anew by [`Console::poll`].
+    stirred: bool,
 }
 
 impl Console {
@@ -139,6 +141,7 @@ impl Console {
             own_queued: 0,
             lost: 0,
             ended: false,
+            stirred: false,
         }
     }
 
@@ -172,8 +175,11 @@ impl Console {
             source.line.pass_raw(byte);
             source.queued += 1;
             self.output.push(Some(vm), &[byte]);
-        } else if let Some(line) = source.line.accept(byte, now) {
-            self.emit(Some(vm), &line);
+        } else {
+            self.stirred = true;
+            if let Some(line) = source.line.accept(byte, now) {
+                self.emit(Some(vm), &line);
+            }
         }
         true
     }
@@ -210,10 +216,15 @@ impl Console {
                 self.flush(vm);
             }
         }
+        let stirs = |source: &Source| !source.input.is_empty() || source.line.waiting_since().is_some();
+        self.stirred = self.sources.iter().any(stirs);
     }
 
     /// When [`Console::poll`] must next be called; `None` where no partial line waits.
     pub fn next_deadline(&self) -> Option<Tsc> {
+        if !self.stirred {
+            return None;
+        }
         self.sources.iter().filter_map(|source| source.line.waiting_since()).min().map(|since| since + self.silence)
     }
 
@@ -250,7 +261,7 @@ impl Console {
             !source.input.is_empty()
                 || source.line.waiting_since().is_some_and(|since| now.since(since) >= self.silence)
         };
-        !self.has_output() && !self.sources.iter().any(waits)
+        !self.has_output() && !(self.stirred && self.sources.iter().any(waits))
     }
 
     /// Whether [`Console::input`] has room for a byte; where not, it is to be left in the port's own buffer.
@@ -281,6 +292,7 @@ impl Console {
             let input = &mut self.sources[vm].input;
             if input.len() < INPUT_SHARE {
                 input.push_back(byte);
+                self.stirred = true;
             }
             return Some(Event::GuestInput { vm });
         }

@@ -15,7 +15,12 @@ use crate::vm::Vm;
 
 /// Whether the local APIC answers for MSR `index`.
 pub const fn is_apic(index: u32) -> bool {
-    matches!(index, msr::IA32_APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST)
+    index == msr::IA32_APIC_BASE || is_x2apic(index)
+}
+
+/// Whether MSR `index` is a register of the x2APIC's.
+pub const fn is_x2apic(index: u32) -> bool {
+    matches!(index, msr::X2APIC_FIRST..=msr::X2APIC_LAST)
 }
 
 /// RDMSR of the MSR in ECX.

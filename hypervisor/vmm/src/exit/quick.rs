@@ -17,7 +17,7 @@ use lamina_arch::exit::{Kind, Width};
 use lamina_arch::hypercall as abi;
 use lamina_arch::msr;
 use lamina_arch::regs::Gpr;
-use lamina_arch::time::{Frequency, Tsc};
+use lamina_arch::time::Tsc;
 
 use super::mov::{Mov, What};
 use super::{LastMov, io, msr as msrs};
@@ -52,7 +52,8 @@ pub struct Shortcut<'a, C, F, H> {
     started: Tsc,
     /// When the run loop is to look again.
     limit: Tsc,
-    tsc: Frequency,
+    /// [`TIMER_REST_NS`]. Unit: ticks.
+    timer_rest: u64,
     /// What was gone by before the entry: when a timer is due, and what was left to do.
     deadline: Option<Tsc>,
     attention: Attention,
@@ -84,7 +85,7 @@ impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
         let Vm { vcpu, chipset, cpuid, msrs, counters, memory, tables, last_mov, started, .. } = vm;
         let (window, nmi) = (&mut vm.interrupt_window, vm.nmi_waits);
         let (deadline, attention) = (chipset.next_deadline(), chipset.attention());
-        let (started, signal, tsc) = (*started, Signal::None, host.tsc_frequency());
+        let (started, signal, timer_rest) = (*started, Signal::None, vm.timer_rest);
         let shortcut = Shortcut {
             chipset,
             cpuid,
@@ -97,7 +98,7 @@ impl<'a, C: Chipset, F: EntryFormat, H: HostMemory> Shortcut<'a, C, F, H> {
             window,
             started,
             limit,
-            tsc,
+            timer_rest,
             deadline,
             attention,
             signal,
@@ -180,13 +181,16 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
         let gprs = registers.gprs();
         let (index, value) = (gprs.get32(Gpr::Rcx), gprs.edx_eax());
         let now = Tsc(at.since(self.started));
+        // The two first that are written most.
         let written = match index {
-            // What is there already changes nothing; what does change is shown by CPUID too.
-            msr::IA32_APIC_BASE if self.chipset.msr_read(now, index) == Ok(value) => return Answer::Done,
-            msr::IA32_APIC_BASE => return Answer::Refused,
-            msr::IA32_MISC_ENABLE if self.msrs.read(index) != Ok(value) => return Answer::Refused,
             msr::IA32_TSC_DEADLINE => msrs::write_deadline(self.chipset, self.msrs.tsc_adjust, now, value),
-            _ if msrs::is_apic(index) => self.chipset.msr_write(now, index, value),
+            _ if msrs::is_x2apic(index) => self.chipset.msr_write(now, index, value),
+            // What is there already changes nothing; what does change is shown by CPUID too.
+            msr::IA32_APIC_BASE if self.chipset.msr_read(now, index).is_ok_and(|old| old == value) => {
+                return Answer::Done;
+            }
+            msr::IA32_APIC_BASE => return Answer::Refused,
+            msr::IA32_MISC_ENABLE if self.msrs.get(index) != Some(value) => return Answer::Refused,
             // These move the TSC, or are the vCPU's.
             msr::IA32_TIME_STAMP_COUNTER
             | msr::IA32_TSC_ADJUST
@@ -286,7 +290,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
         let at = Tsc(now.since(self.started));
         if self.chipset.next_deadline().is_some_and(|timer| timer <= at) {
             self.chipset.advance(at);
-            soonest = now + self.tsc.ticks_in_ns(TIMER_REST_NS);
+            soonest = now + self.timer_rest;
         }
         self.nmi |= self.chipset.take_nmi();
         if now >= self.limit || self.nmi || self.signal != Signal::None || self.chipset.has_output() {

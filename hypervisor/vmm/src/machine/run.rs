@@ -7,10 +7,10 @@ use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
 use super::{Machine, State};
-use crate::chipset::{Attention, Chipset};
+use crate::chipset::{Attention, Chipset, Signal};
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
-use crate::exit::{QuickLeft, Resume, Shortcut, Surroundings, TIMER_REST_NS, dispatch, obey, step_over};
+use crate::exit::{QuickLeft, Resume, Shortcut, Surroundings, dispatch, obey, step_over};
 use crate::frames::{STOCK_LOW, fill_stock};
 use crate::host::Host;
 use crate::stop::StopReason;
@@ -48,7 +48,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         let mut around =
             Surroundings { host: &mut self.host, pool: &mut self.pool, console: &mut self.console, slot: index };
         let left = turn(vm, &mut around, limit);
-        trace::handled(vm);
+        if vm.trace.is_some() {
+            trace::handled(vm);
+        }
         match left {
             Left::SliceEnd => {}
             Left::Yielded => self.scheduler.give_up(),
@@ -75,7 +77,7 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
             let mut soonest = now;
             if timer <= at {
                 vm.chipset.advance(at);
-                soonest = now + around.host.tsc_frequency().ticks_in_ns(TIMER_REST_NS);
+                soonest = now + vm.timer_rest;
             }
             let timer = vm.chipset.next_deadline().unwrap_or(Tsc(u64::MAX));
             deadline = deadline.min((vm.started + timer.0).max(soonest));
@@ -112,12 +114,18 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
                     let now = around.host.now();
                     vm.pass_output(around.console, around.slot, Tsc(now.since(vm.started)), now);
                 }
-                match left.and_then(|left| obey(vm, left.signal)) {
-                    Some(Resume::Stop(reason)) => return Left::Stopped(reason),
-                    Some(Resume::Reset) => return Left::Reset,
-                    _ if left.is_some_and(|left| left.yields) => return Left::Yielded,
-                    _ => continue,
+                let Some(left) = left else { continue };
+                if left.signal != Signal::None {
+                    match obey(vm, left.signal) {
+                        Some(Resume::Stop(reason)) => return Left::Stopped(reason),
+                        Some(Resume::Reset) => return Left::Reset,
+                        _ => {}
+                    }
                 }
+                if left.yields {
+                    return Left::Yielded;
+                }
+                continue;
             }
             Err(failure) => return Left::Stopped(StopReason::EntryFailed(failure)),
         };

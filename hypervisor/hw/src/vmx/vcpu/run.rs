@@ -26,7 +26,7 @@ use crate::timer;
 
 impl VmxVcpu {
     /// Enters the guest, answers its exits as far as `quick` can, and returns at the first that it cannot.
-    #[inline(always)]
+    #[inline(never)]
     pub(super) fn enter<Q: Quick>(&mut self, mut deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure> {
         let shift = self.shared.capabilities.preemption_timer_shift();
         let mut vmcs = self.vmcs.current();
@@ -92,7 +92,7 @@ impl VmxVcpu {
             if answer.looks() {
                 let registers = &mut InGuest { frame: &mut self.frame, vmcs: &vmcs, extended: &self.extended };
                 // A trap that is pending goes before any interrupt, and the run loop knows how.
-                let next = if self.trap_pending { None } else { quick.look(registers, timer::now()) };
+                let next = if self.trap_pending { None } else { quick.look(registers, at) };
                 let Some(next) = next else {
                     quick.account(kind, timer::now().0.wrapping_sub(at.0));
                     vmcs.set_launched();

@@ -82,3 +82,11 @@ address! {
     /// Guest-linear address: after segmentation, before the guest's paging. Unit: bytes.
     Gla
 }
+
+impl Gla {
+    /// Whether bits 63:47 are all the same, as linear addresses of 48 bits have it (SDM vol. 1, "Canonical Addressing").
+    pub const fn is_canonical(self) -> bool {
+        let sign = self.0.cast_signed() >> 47;
+        sign == 0 || sign == -1
+    }
+}

@@ -33,20 +33,22 @@ pub struct PerCpu {
     pub unexpected_interrupts: AtomicU64,
     /// Non-maskable interrupts.
     pub nmis: AtomicU64,
-    /// What is in the MSRs that move with a vCPU while none is loaded.
-    pub left_msrs: LeftMsrs,
+    /// What is in the registers that move with a vCPU while none is loaded.
+    pub left: Left,
 }
 
 /// How many MSRs move with a vCPU at most.
 pub const SWITCHED_MSRS: usize = 6;
 
-/// The MSRs that move with a vCPU, as the last one left them.
+/// The registers that move with a vCPU, as the last one left them.
 #[derive(Debug, Default)]
-pub struct LeftMsrs {
+pub struct Left {
     /// Whether one has been here.
     pub known: AtomicBool,
-    /// In the order in which they move.
-    pub values: [AtomicU64; SWITCHED_MSRS],
+    /// The MSRs, in the order in which they move.
+    pub msrs: [AtomicU64; SWITCHED_MSRS],
+    /// DR6.
+    pub dr6: AtomicU64,
 }
 
 const _: () = assert!(core::mem::offset_of!(PerCpu, this) == 0);
@@ -70,7 +72,7 @@ pub fn init(id: u32, lapic_id: u32) -> &'static PerCpu {
         serial_interrupts: AtomicU64::new(0),
         unexpected_interrupts: AtomicU64::new(0),
         nmis: AtomicU64::new(0),
-        left_msrs: LeftMsrs::default(),
+        left: Left::default(),
     }));
     let address = core::ptr::from_mut(state).expose_provenance() as u64;
     state.this = address;

@@ -1,33 +1,53 @@
 //! The MSRs that are emulated, as one policy with [`crate::cpuid`]: what is shown there works here, and what is not
 //! here gives #GP and is counted.
 //!
-//! The guest reaches [`PASSED`] without an exit, and IA32_TSC_AUX where the processor has it. IA32_PAT, IA32_EFER and the
+//! The guest reaches [`PASSED`] without an exit; [`WATCHED`] it reads without one, and IA32_TSC_AUX where the processor has
+//! it. IA32_PAT, IA32_EFER and the
 //! TSC are reached without one or not, as the vendor has it; `exit` answers where there is one. `docs/guide/msrs.md` lists
 //! all of them for users. SDM vol. 4, "Architectural MSRs".
 
 mod refused;
 mod speculation;
 
+use lamina_arch::addr::Gla;
 use lamina_arch::cr::{Cr0, Efer};
 use lamina_arch::event::GuestFault;
 use lamina_arch::msr;
+use lamina_arch::regs::SysReg;
 
 pub use refused::Refused;
 pub use speculation::{Effect, Speculation};
 
 /// MSRs that the guest reads and writes itself: both vendors have them in the guest's state, or move them with it.
-pub const PASSED: [u32; 10] = [
+pub const PASSED: [u32; 6] = [
     msr::IA32_SYSENTER_CS,
     msr::IA32_SYSENTER_ESP,
     msr::IA32_SYSENTER_EIP,
-    msr::IA32_STAR,
-    msr::IA32_LSTAR,
-    msr::IA32_CSTAR,
-    msr::IA32_FMASK,
     msr::IA32_FS_BASE,
     msr::IA32_GS_BASE,
     msr::IA32_KERNEL_GS_BASE,
 ];
+
+/// MSRs that the guest reads itself and whose writes exit: kernels write them once, and where a write is known, nothing
+/// need be read from the processor when another vCPU comes in. IA32_TSC_AUX is one more, where the processor has it.
+pub const WATCHED: [u32; 4] = [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK];
+
+/// Where what is written to a [`WATCHED`] MSR goes, or to IA32_TSC_AUX; `None` where `index` is none of these.
+///
+/// # Errors
+/// #GP(0) for an address that is not canonical, or a reserved bit (SDM vol. 3, "Fast System Calls in 64-Bit Mode"; vol. 2,
+/// "WRMSR"): bits 63:32 of IA32_FMASK and IA32_TSC_AUX.
+pub fn watched(index: u32, value: u64) -> Option<Result<SysReg, GuestFault>> {
+    let (register, good) = match index {
+        msr::IA32_STAR => (SysReg::Star, true),
+        msr::IA32_LSTAR => (SysReg::Lstar, Gla(value).is_canonical()),
+        msr::IA32_CSTAR => (SysReg::Cstar, Gla(value).is_canonical()),
+        msr::IA32_FMASK => (SysReg::Fmask, value >> 32 == 0),
+        msr::IA32_TSC_AUX => (SysReg::TscAux, value >> 32 == 0),
+        _ => return None,
+    };
+    Some(if good { Ok(register) } else { Err(GuestFault::GP0) })
+}
 
 /// Variable-range MTRR pairs.
 const VARIABLE_RANGES: usize = 8;
@@ -268,7 +288,28 @@ mod tests {
         };
         let all = [0, 0x4000_0000, 0xc000_0000, 0xc001_0000].into_iter().flat_map(|first| first..first + 0x2000);
         assert_eq!(all.filter(|index| is_there(*index)).collect::<Vec<_>>(), listed("emulated"));
-        assert_eq!([&PASSED[..], &[msr::IA32_TSC_AUX]].concat(), listed("passed"));
+        assert_eq!(PASSED[..], listed("passed"));
+        assert_eq!([&WATCHED[..], &[msr::IA32_TSC_AUX]].concat(), listed("watched"));
+    }
+
+    #[test]
+    fn what_is_watched_takes_what_a_processor_takes() {
+        const HIGH: u64 = 0xffff_8000_0000_0000;
+        for (index, value, expected) in [
+            (msr::IA32_STAR, u64::MAX, Ok(SysReg::Star)),
+            (msr::IA32_LSTAR, HIGH, Ok(SysReg::Lstar)),
+            (msr::IA32_LSTAR, !HIGH, Ok(SysReg::Lstar)),
+            (msr::IA32_LSTAR, !HIGH + 1, Err(GuestFault::GP0)),
+            (msr::IA32_CSTAR, HIGH, Ok(SysReg::Cstar)),
+            (msr::IA32_CSTAR, HIGH - 1, Err(GuestFault::GP0)),
+            (msr::IA32_FMASK, 0xffff_ffff, Ok(SysReg::Fmask)),
+            (msr::IA32_FMASK, 1 << 32, Err(GuestFault::GP0)),
+            (msr::IA32_TSC_AUX, 0xffff_ffff, Ok(SysReg::TscAux)),
+            (msr::IA32_TSC_AUX, 1 << 63, Err(GuestFault::GP0)),
+        ] {
+            assert_eq!(watched(index, value), Some(expected), "{index:#x} {value:#x}");
+        }
+        assert_eq!(watched(msr::IA32_KERNEL_GS_BASE, 0), None);
     }
 
     #[test]

@@ -180,6 +180,9 @@ pub trait Vcpu {
     /// [`EntryFailure`] where the processor refuses the state.
     fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure>;
 
+    /// Whether the processor has IA32_TSC_AUX.
+    fn has_tsc_aux(&self) -> bool;
+
     /// The general-purpose registers, without RSP.
     fn gprs(&mut self) -> &mut Gprs;
 

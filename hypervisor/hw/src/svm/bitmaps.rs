@@ -2,7 +2,7 @@
 //! set for all guests: what passes is what the VMCB holds, or what the back end switches.
 
 use lamina_arch::msr;
-use lamina_vmm::msr::PASSED;
+use lamina_vmm::msr::{PASSED, WATCHED};
 
 use crate::memory::HostBlock;
 
@@ -16,6 +16,7 @@ const RANGES: [u32; 3] = [0, 0xc000_0000, 0xc001_0000];
 const RANGE: u32 = 0x2000;
 /// Bits of one MSR: RDMSR exits, WRMSR exits.
 const BOTH: u8 = 0b11;
+const READ: u8 = 0b01;
 
 /// The I/O permission map: every access exits.
 pub fn io() -> HostBlock {
@@ -29,9 +30,11 @@ pub fn msr(tsc_aux: bool) -> HostBlock {
     let mut map = HostBlock::new(MSRPM_SIZE);
     let bytes = map.bytes_mut();
     bytes.fill(0xff);
-    for index in PASSED.into_iter().chain(tsc_aux.then_some(msr::IA32_TSC_AUX)) {
+    let passed = PASSED.map(|index| (index, BOTH)).into_iter();
+    let watched = WATCHED.into_iter().chain(tsc_aux.then_some(msr::IA32_TSC_AUX)).map(|index| (index, READ));
+    for (index, bits) in passed.chain(watched) {
         if let Some((byte, shift)) = place(index) {
-            bytes[byte] &= !(BOTH << shift);
+            bytes[byte] &= !(bits << shift);
         }
     }
     map

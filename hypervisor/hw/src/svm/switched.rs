@@ -7,16 +7,10 @@ use core::arch::asm;
 use lamina_arch::msr;
 use x86_64::registers::model_specific::Msr;
 
-/// IA32_TSC_AUX, which the caller knows the processor to have.
-pub(super) fn read_tsc_aux() -> u64 {
-    // SAFETY: the caller asked whether the processor has it; reading it changes nothing.
-    unsafe { Msr::new(msr::IA32_TSC_AUX).read() }
-}
-
-/// Sets it.
+/// Sets IA32_TSC_AUX, which the caller knows the processor to have.
 pub(super) fn write_tsc_aux(value: u64) {
-    // SAFETY: the caller asked whether the processor has it. Our own code does not use RDTSCP, and the value is one that
-    // the guest wrote by itself, so the processor has accepted it before, or 0.
+    // SAFETY: the caller asked whether the processor has it. Our own code does not use RDTSCP, and no bit of the upper half
+    // is set: `lamina_vmm::msr::watched` has seen to it.
     unsafe { Msr::new(msr::IA32_TSC_AUX).write(value) };
 }
 

@@ -28,7 +28,7 @@ use super::quick::{InGuest, next_rip, offer, step};
 use super::resume::{Entry, resume};
 use super::setup::{EFER_FORCED, setup};
 use super::step::{Follows, Stepper, behind_instruction};
-use super::switched::{read_debug, read_tsc_aux, write_debug, write_tsc_aux};
+use super::switched::{read_debug, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
 use crate::{apic, percpu, speculation, timer};
@@ -222,6 +222,10 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    fn has_tsc_aux(&self) -> bool {
+        self.shared.tsc_aux
+    }
+
     fn gprs(&mut self) -> &mut Gprs {
         &mut self.frame.gprs
     }
@@ -232,13 +236,7 @@ impl Vcpu for SvmVcpu {
             SysReg::Efer => vmcb.read(vmcb::EFER) & !EFER_FORCED.bits(),
             SysReg::GdtLimit => vmcb.read(vmcb::GDTR_LIMIT).into(),
             SysReg::IdtLimit => vmcb.read(vmcb::IDTR_LIMIT).into(),
-            SysReg::TscAux => {
-                if self.loaded && self.shared.tsc_aux {
-                    read_tsc_aux()
-                } else {
-                    self.tsc_aux
-                }
-            }
+            SysReg::TscAux => self.tsc_aux,
             SysReg::Xcr0 => self.extended.xcr0(),
             _ => Self::field(register).map_or(0, |field| vmcb.read(field)),
         }
@@ -413,9 +411,6 @@ impl Vcpu for SvmVcpu {
         }
         self.loaded = false;
         self.extended.save();
-        if self.shared.tsc_aux {
-            self.tsc_aux = read_tsc_aux();
-        }
         self.debug = read_debug();
         self.frame.defences.unload();
     }

@@ -4,7 +4,7 @@
 
 use lamina_arch::msr;
 use lamina_arch::vmx::controls::Secondary;
-use lamina_vmm::msr::PASSED;
+use lamina_vmm::msr::{PASSED, WATCHED};
 
 use crate::memory::HostPage;
 
@@ -75,11 +75,11 @@ pub fn msr_bitmap(secondary: u32) -> HostPage {
     let bitmap = page.bytes_mut();
     // Fields of the VMCS, or switched with the vCPU. Without RDTSCP there is no IA32_TSC_AUX for the guest to reach.
     let tsc_aux = (secondary & Secondary::ENABLE_RDTSCP.bits() != 0).then_some(msr::IA32_TSC_AUX);
-    for index in PASSED.into_iter().chain([msr::IA32_PAT]).chain(tsc_aux) {
+    for index in PASSED.into_iter().chain([msr::IA32_PAT]) {
         pass(bitmap, index, false);
         pass(bitmap, index, true);
     }
-    for index in READ_ONLY {
+    for index in READ_ONLY.into_iter().chain(WATCHED).chain(tsc_aux) {
         pass(bitmap, index, false);
     }
     page

@@ -204,6 +204,8 @@ fn controls(capabilities: &Capabilities) -> Result<Controls, Unsupported> {
         | ProcessorBased::RDPMC_EXITING
         | ProcessorBased::CR8_LOAD_EXITING
         | ProcessorBased::CR8_STORE_EXITING
+        // Until a guest executes it for the first time.
+        | ProcessorBased::MOV_DR_EXITING
         | ProcessorBased::USE_IO_BITMAPS
         | ProcessorBased::USE_MSR_BITMAPS
         | ProcessorBased::ACTIVATE_SECONDARY_CONTROLS;

@@ -96,6 +96,7 @@ pub const RDMSR: u32 = exit::reason::RDMSR as u32;
 pub const WRMSR: u32 = exit::reason::WRMSR as u32;
 pub const IO: u32 = exit::reason::IO as u32;
 pub const INTERRUPT_WINDOW: u32 = exit::reason::INTERRUPT_WINDOW as u32;
+pub const MOV_DR: u32 = exit::reason::MOV_DR as u32;
 pub const EPT_VIOLATION: u32 = exit::reason::EPT_VIOLATION as u32;
 /// The end of the time given. It cuts no delivery short, comes between two instructions and asks for nothing but the run
 /// loop's look.

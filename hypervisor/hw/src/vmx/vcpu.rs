@@ -33,9 +33,9 @@ use super::enable::Shared;
 use super::entry::Frame;
 use super::explain::explain;
 use super::setup::{CR0_FORCED, CR0_OWNED, CR4_FORCED, setup};
-use super::switched::{read_cr2, read_debug, read_msr, write_cr2, write_debug, write_msr};
+use super::switched::Switched;
 use super::vmcs::{Current, Vmcs, invalidate_ept, invalidate_vpid};
-use crate::percpu::{self, SWITCHED_MSRS};
+use crate::percpu;
 use crate::speculation;
 use crate::xstate::ExtendedState;
 
@@ -49,15 +49,11 @@ pub(super) const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
 /// Interruptibility state: blocking by NMI.
 const BLOCKING_BY_NMI: u32 = 1 << 3;
 
-/// Where DR6 is among the debug registers that are switched.
-const DR6: usize = 4;
-
 /// Pending debug exceptions: a single step.
 const SINGLE_STEP: u64 = 1 << 14;
 
-/// MSRs that move when another vCPU comes in. The last one not every processor has.
-const SWITCHED: [u32; SWITCHED_MSRS] =
-    [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GS_BASE, msr::IA32_TSC_AUX];
+/// DR7 with no breakpoint enabled: as after reset.
+const DR7_RESET: u64 = 0x400;
 
 /// One virtual processor under VMX.
 pub struct VmxVcpu {
@@ -73,10 +69,7 @@ pub struct VmxVcpu {
     /// Processor-based controls as the VMCS has them.
     processor_controls: u32,
     extended: ExtendedState,
-    switched: [u64; SWITCHED.len()],
-    /// DR0 to DR3 and DR6.
-    debug: [u64; 5],
-    cr2: u64,
+    switched: Switched,
     ept_pointer: u64,
     apic: Option<VirtualApic>,
     vpid: u16,
@@ -100,9 +93,7 @@ impl VmxVcpu {
             trap_pending: false,
             processor_controls: shared.controls.processor,
             extended: ExtendedState::new(),
-            switched: [0; SWITCHED.len()],
-            debug: [0, 0, 0, 0, 0xffff_0ff0],
-            cr2: 0,
+            switched: Switched::new(shared.controls.secondary & Secondary::ENABLE_RDTSCP.bits() != 0),
             ept_pointer: 0,
             apic: None,
             vpid: vm,
@@ -121,29 +112,6 @@ impl VmxVcpu {
 
     fn failure(&mut self, error: String) -> EntryFailure {
         explain(&self.vmcs.current(), &self.shared.capabilities, error)
-    }
-
-    /// The MSRs of [`SWITCHED`] that this processor has.
-    fn switched(&self) -> &'static [u32] {
-        let tsc_aux = self.shared.controls.secondary & Secondary::ENABLE_RDTSCP.bits() != 0;
-        if tsc_aux { &SWITCHED } else { &SWITCHED[..SWITCHED.len() - 1] }
-    }
-
-    fn switched_index(index: u32) -> usize {
-        SWITCHED.iter().position(|&m| m == index).unwrap_or(0)
-    }
-
-    fn read_switched(&self, index: u32) -> u64 {
-        let at = Self::switched_index(index);
-        if self.loaded && at < self.switched().len() { read_msr(index) } else { self.switched[at] }
-    }
-
-    fn write_switched(&mut self, index: u32, value: u64) {
-        let at = Self::switched_index(index);
-        self.switched[at] = value;
-        if self.loaded && at < self.switched().len() {
-            write_msr(index, value);
-        }
     }
 
     /// RIP after an instruction of `length` bytes; ends the one-instruction shadow. VMREADs: RIP, interruptibility.
@@ -210,6 +178,10 @@ impl Vcpu for VmxVcpu {
         self.enter(deadline, quick)
     }
 
+    fn has_tsc_aux(&self) -> bool {
+        self.switched.has_tsc_aux()
+    }
+
     fn gprs(&mut self) -> &mut Gprs {
         &mut self.frame.gprs
     }
@@ -223,31 +195,19 @@ impl Vcpu for VmxVcpu {
                 let owned = CR0_OWNED.bits();
                 self.slot(Slot::Cr0) & !owned | self.slot(Slot::Cr0Shadow) & owned
             }
-            SysReg::Cr2 => {
-                if self.loaded {
-                    read_cr2()
-                } else {
-                    self.cr2
-                }
-            }
+            SysReg::Cr2 => self.switched.cr2(),
             SysReg::Cr3 => self.slot(Slot::Cr3),
-            SysReg::Dr6 => {
-                if self.loaded {
-                    read_debug()[DR6]
-                } else {
-                    self.debug[DR6]
-                }
-            }
+            SysReg::Dr6 => self.switched.dr6(),
             SysReg::Cr4 => {
                 let forced = CR4_FORCED.bits();
                 self.slot(Slot::Cr4) & !forced | self.slot(Slot::Cr4Shadow) & forced
             }
-            SysReg::Star => self.read_switched(msr::IA32_STAR),
-            SysReg::Lstar => self.read_switched(msr::IA32_LSTAR),
-            SysReg::Cstar => self.read_switched(msr::IA32_CSTAR),
-            SysReg::Fmask => self.read_switched(msr::IA32_FMASK),
-            SysReg::KernelGsBase => self.read_switched(msr::IA32_KERNEL_GS_BASE),
-            SysReg::TscAux => self.read_switched(msr::IA32_TSC_AUX),
+            SysReg::Star => self.switched.msr(msr::IA32_STAR),
+            SysReg::Lstar => self.switched.msr(msr::IA32_LSTAR),
+            SysReg::Cstar => self.switched.msr(msr::IA32_CSTAR),
+            SysReg::Fmask => self.switched.msr(msr::IA32_FMASK),
+            SysReg::KernelGsBase => self.switched.msr(msr::IA32_KERNEL_GS_BASE),
+            SysReg::TscAux => self.switched.msr(msr::IA32_TSC_AUX),
             SysReg::Xcr0 => self.extended.xcr0(),
             _ => {
                 let vmcs = self.vmcs.current();
@@ -280,32 +240,19 @@ impl Vcpu for VmxVcpu {
                 self.cache.write(Slot::Cr0, real.bits());
                 self.cache.write(Slot::Cr0Shadow, value);
             }
-            SysReg::Cr2 => {
-                self.cr2 = value;
-                if self.loaded {
-                    write_cr2(value);
-                }
-            }
+            SysReg::Cr2 => self.switched.set_cr2(value),
             SysReg::Cr3 => self.cache.write(Slot::Cr3, value),
-            SysReg::Dr6 => {
-                if self.loaded {
-                    self.debug = read_debug();
-                }
-                self.debug[DR6] = value;
-                if self.loaded {
-                    write_debug(&self.debug);
-                }
-            }
+            SysReg::Dr6 => self.switched.set_dr6(value),
             SysReg::Cr4 => {
                 self.cache.write(Slot::Cr4, value | CR4_FORCED.bits());
                 self.cache.write(Slot::Cr4Shadow, value);
             }
-            SysReg::Star => self.write_switched(msr::IA32_STAR, value),
-            SysReg::Lstar => self.write_switched(msr::IA32_LSTAR, value),
-            SysReg::Cstar => self.write_switched(msr::IA32_CSTAR, value),
-            SysReg::Fmask => self.write_switched(msr::IA32_FMASK, value),
-            SysReg::KernelGsBase => self.write_switched(msr::IA32_KERNEL_GS_BASE, value),
-            SysReg::TscAux => self.write_switched(msr::IA32_TSC_AUX, value),
+            SysReg::Star => self.switched.set_msr(msr::IA32_STAR, value),
+            SysReg::Lstar => self.switched.set_msr(msr::IA32_LSTAR, value),
+            SysReg::Cstar => self.switched.set_msr(msr::IA32_CSTAR, value),
+            SysReg::Fmask => self.switched.set_msr(msr::IA32_FMASK, value),
+            SysReg::KernelGsBase => self.switched.set_msr(msr::IA32_KERNEL_GS_BASE, value),
+            SysReg::TscAux => self.switched.set_msr(msr::IA32_TSC_AUX, value),
             SysReg::Xcr0 => self.extended.set_xcr0(value),
             _ => {
                 let mut vmcs = self.vmcs.current();
@@ -498,19 +445,7 @@ impl Vcpu for VmxVcpu {
             return;
         }
         self.extended.load();
-        // What the vCPU before left behind need not be written where it is the same: these writes are slow.
-        let left = &percpu::current().left_msrs;
-        let known = left.known.load(Ordering::Relaxed);
-        let has = self.switched().len();
-        // Over the array, whose length the compiler knows.
-        for (n, index) in SWITCHED.into_iter().enumerate() {
-            let value = self.switched[n];
-            if (!known || left.values[n].load(Ordering::Relaxed) != value) && n < has {
-                write_msr(index, value);
-            }
-        }
-        write_debug(&self.debug);
-        write_cr2(self.cr2);
+        self.switched.load();
         let current = &percpu::current().current_vm;
         self.frame.defences.load(|| current.load(Ordering::Relaxed) != self.vpid);
         current.store(self.vpid, Ordering::Relaxed);
@@ -523,17 +458,11 @@ impl Vcpu for VmxVcpu {
         }
         self.loaded = false;
         self.extended.save();
-        let left = &percpu::current().left_msrs;
-        let has = self.switched().len();
-        for (n, index) in SWITCHED.into_iter().enumerate() {
-            if n < has {
-                self.switched[n] = read_msr(index);
-                left.values[n].store(self.switched[n], Ordering::Relaxed);
-            }
+        self.switched.unload();
+        if self.switched.has_idle_breakpoints() && self.vmcs.current().read(field::GUEST_DR7) == DR7_RESET {
+            self.switched.leave_breakpoints();
+            self.set_control(ProcessorBased::MOV_DR_EXITING, true);
         }
-        left.known.store(true, Ordering::Relaxed);
-        self.debug = read_debug();
-        self.cr2 = read_cr2();
         self.frame.defences.unload();
     }
 }

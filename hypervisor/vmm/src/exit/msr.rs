@@ -9,7 +9,7 @@ use lamina_arch::time::Tsc;
 use super::{Resume, chipset_now};
 use crate::chipset::Chipset;
 use crate::host::Host;
-use crate::msr::{Effect, MISC_XD_DISABLE, efer_written, is_valid_pat};
+use crate::msr::{Effect, MISC_XD_DISABLE, efer_written, is_valid_pat, watched};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -66,7 +66,12 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
         }
         msr::IA32_PAT => Err(GuestFault::GP0),
         msr::IA32_SPEC_CTRL | msr::IA32_PRED_CMD => write_speculation(vm, index, value),
-        _ => vm.msrs.write(index, value),
+        // Without one, the guest cannot read it either.
+        msr::IA32_TSC_AUX if !vm.vcpu.has_tsc_aux() => Err(GuestFault::GP0),
+        _ => match watched(index, value) {
+            Some(register) => register.map(|register| vm.vcpu.write(register, value)),
+            None => vm.msrs.write(index, value),
+        },
     };
     match written {
         Ok(()) => Resume::Advance,

@@ -17,8 +17,8 @@ use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran};
 use super::super::capture::capture;
 use super::super::entry::{self, Entered};
 use super::super::quick::{
-    CPUID, EPT_VIOLATION, INTERRUPT_WINDOW, IO, InGuest, PREEMPTION_TIMER, RDMSR, VMCALL, WRMSR, nested, port_access,
-    step, step_by,
+    CPUID, EPT_VIOLATION, INTERRUPT_WINDOW, IO, InGuest, MOV_DR, PREEMPTION_TIMER, RDMSR, VMCALL, WRMSR, nested,
+    port_access, step, step_by,
 };
 use super::super::resume::{resume, set_timer};
 use super::{BLOCKING_BY_NMI, VmxVcpu, set_control};
@@ -79,6 +79,12 @@ impl VmxVcpu {
                         set_control(&mut vmcs, &mut self.processor_controls, window, false);
                     }
                     (answer, Kind::Window)
+                }
+                // Tried again, with registers of the guest's own.
+                MOV_DR => {
+                    self.switched.touch_breakpoints();
+                    set_control(&mut vmcs, &mut self.processor_controls, ProcessorBased::MOV_DR_EXITING, false);
+                    (Answer::Again, Kind::Other)
                 }
                 _ => break reason,
             };

@@ -353,6 +353,10 @@ impl Vcpu for FakeVcpu {
         }
     }
 
+    fn has_tsc_aux(&self) -> bool {
+        true
+    }
+
     fn gprs(&mut self) -> &mut Gprs {
         &mut self.gprs
     }

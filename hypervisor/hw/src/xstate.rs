@@ -130,6 +130,7 @@ fn parts(register: ExtendedRegister) -> impl Iterator<Item = (usize, usize, usiz
 pub struct ExtendedState {
     area: NonNull<u8>,
     layout: Layout,
+    /// The guest's, as far as it is known: see [`ExtendedState::follow_xcr0`].
     xcr0: u64,
     /// All components that are switched.
     mask: u64,
@@ -207,6 +208,7 @@ impl ExtendedState {
     fn in_area(&mut self, change: impl FnOnce(&mut [u8])) {
         let was_loaded = self.loaded;
         if was_loaded {
+            self.follow_xcr0();
             self.save();
         }
         // SAFETY: the area was allocated with this size, initialized, and is borrowed for as long as `self` is.
@@ -236,12 +238,16 @@ impl ExtendedState {
         self.loaded = true;
     }
 
-    /// Saves the registers, all components.
+    /// Looks what XCR0 is, while loaded: for a vendor that may not see each XSETBV, before [`ExtendedState::save`].
+    pub fn follow_xcr0(&mut self) {
+        self.xcr0 = xcr0() & self.mask;
+    }
+
+    /// Saves the registers, all components. XCR0 must be known: each change has come by [`ExtendedState::set_xcr0`], or
+    /// [`ExtendedState::follow_xcr0`] has looked.
     pub fn save(&mut self) {
         let mask = self.mask;
-        let now = xcr0();
-        self.xcr0 = now & mask;
-        if now != mask {
+        if self.xcr0 != mask {
             set_xcr0(mask);
         }
         self.loaded = false;

@@ -417,7 +417,8 @@ impl GuestMemory {
         let lazy = self.lazy.as_mut()?;
         let is_memory = self.regions.iter().any(|region| region.holds(gpa, 1));
         // Whoever fills the stock is asked in time.
-        if !is_memory || host.stock().len() <= STOCK_LOW || lazy.large(gpa).is_some() || lazy.wants_large(gpa) {
+        let low = host.stock().len() <= STOCK_LOW;
+        if !is_memory || low || !lazy.is_small(gpa) && (lazy.large(gpa).is_some() || lazy.wants_large(gpa)) {
             return None;
         }
         Some((gpa.align_down(PAGE_4K), lazy.back(host, gpa)?))

@@ -410,6 +410,7 @@ impl Vcpu for SvmVcpu {
             return;
         }
         self.loaded = false;
+        self.extended.follow_xcr0();
         self.extended.save();
         self.debug = read_debug();
         self.frame.defences.unload();

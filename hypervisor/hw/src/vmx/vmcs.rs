@@ -52,7 +52,7 @@ impl Vmcs {
         let address = self.address;
         // SAFETY: VMX is on (a `Vmcs` is made by `Vmx` only), the region has the revision identifier and was
         // cleared; it belongs to this processor alone, as `Vmcs` is not shared.
-        let failed = unsafe { vmptrld(address) };
+        let failed = unsafe { vmptrld(&self.address) };
         assert!(!failed, "VMPTRLD of {address:#x} failed");
         percpu::current().current_vmcs.store(address, Ordering::Relaxed);
     }
@@ -83,10 +83,12 @@ impl Drop for Vmcs {
 ///
 /// # Safety
 /// VMX is on, and `address` is that of a cleared VMCS region that no other processor uses.
-unsafe fn vmptrld(address: u64) -> bool {
+unsafe fn vmptrld(address: &u64) -> bool {
     let failed: u8;
     // SAFETY: the caller's promise.
-    unsafe { asm!("vmptrld [{}]", "setna {}", in(reg) &raw const address, out(reg_byte) failed, options(nostack)) };
+    unsafe {
+        asm!("vmptrld [{}]", "setna {}", in(reg) core::ptr::from_ref(address), out(reg_byte) failed, options(nostack));
+    }
     failed != 0
 }
 

@@ -105,23 +105,39 @@ impl Lazy {
     /// The same, and backs the page with a cleared frame where it is not. `None` where the stock is empty; the VM is
     /// starved from then on.
     pub(super) fn back(&mut self, host: &mut impl HostMemory, gpa: Gpa) -> Option<Hpa> {
-        let found = self.find(host, gpa).or_else(|| self.back_page(host, gpa));
+        let found = self.find_or_back(host, gpa);
         self.starved |= found.is_none();
         found
     }
 
-    fn back_page(&mut self, host: &mut impl HostMemory, gpa: Gpa) -> Option<Hpa> {
+    #[inline]
+    fn find_or_back(&mut self, host: &mut impl HostMemory, gpa: Gpa) -> Option<Hpa> {
         let (chunk, page) = place(gpa)?;
         let chunk = self.chunks.get_mut(chunk)?;
         if *chunk == Chunk::Untouched {
             *chunk = Chunk::Small { directory: host.stock().take()?, backed: 0 };
         }
-        let Chunk::Small { directory, backed } = chunk else { return None };
+        let (directory, backed) = match chunk {
+            Chunk::Small { directory, backed } => (*directory, backed),
+            Chunk::Large(frame) => return Some(*frame + page * PAGE_4K),
+            Chunk::Untouched => return None,
+        };
+        let entry = directory + page * 8;
+        match host.read_u64(entry) {
+            0 => {}
+            frame => return Some(Hpa(frame)),
+        }
         let frame = host.stock().take()?;
-        host.write_u64(*directory + page * 8, frame.0);
+        host.write_u64(entry, frame.0);
         *backed += 1;
         self.backed += PAGE_4K;
         Some(frame)
+    }
+
+    /// Whether the chunk of `gpa` is backed page by page.
+    #[inline]
+    pub(super) fn is_small(&self, gpa: Gpa) -> bool {
+        place(gpa).is_some_and(|(chunk, _)| matches!(self.chunks.get(chunk), Some(Chunk::Small { .. })))
     }
 
     /// The frame of 2 MiB that backs the chunk of `gpa`, if one does.

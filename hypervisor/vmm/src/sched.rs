@@ -229,12 +229,13 @@ mod tests {
     #[test]
     fn those_that_can_run_are_counted_once() {
         let mut s = scheduler(&[100, 100, 100]);
-        let changes: [(fn(&mut Scheduler, usize), usize); 2] = [(Scheduler::wake, 3), (Scheduler::block, 2)];
-        for (change, runnable) in changes {
-            change(&mut s, 1);
-            change(&mut s, 1);
-            change(&mut s, 9);
-            assert_eq!(s.runnable(), runnable);
+        for vm in [1, 1, 9] {
+            s.wake(vm);
+            assert_eq!(s.runnable(), 3);
+        }
+        for vm in [1, 1, 9] {
+            s.block(vm);
+            assert_eq!(s.runnable(), 2);
         }
     }
 }

@@ -75,7 +75,7 @@ impl<const FIRST: u32> Vectors<FIRST> {
         let mut occupied = self.occupied;
         while let Some(n) = occupied.checked_ilog2() {
             if let Some(bit) = registers.read(FIRST + n).checked_ilog2() {
-                return (n << 5 & 0xe0 | bit & 0x1f) as u8;
+                return ((n << 5 | bit) & 0xff) as u8;
             }
             occupied &= !(1 << n);
         }

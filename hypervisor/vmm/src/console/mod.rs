@@ -261,7 +261,7 @@ impl Console {
             !source.input.is_empty()
                 || source.line.waiting_since().is_some_and(|since| now.since(since) >= self.silence)
         };
-        !self.has_output() && !(self.stirred && self.sources.iter().any(waits))
+        !(self.has_output() || self.stirred && self.sources.iter().any(waits))
     }
 
     /// Whether [`Console::input`] has room for a byte; where not, it is to be left in the port's own buffer.

@@ -6,6 +6,7 @@
 mod exits;
 mod linux;
 pub mod native;
+mod page;
 mod peer;
 mod plot;
 mod table;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use thiserror::Error;
 
 use crate::backend::{self, Name};
@@ -27,6 +28,7 @@ use table::Table;
 
 /// `cargo xtask bench`
 #[derive(Args, Debug)]
+#[command(group(ArgGroup::new("made").args(["plot", "page"]).multiple(true)))]
 pub struct Arguments {
     /// The benchmark; by default all of them
     #[arg(value_name = "NAME")]
@@ -46,8 +48,11 @@ pub struct Arguments {
     /// Write a picture of the exits to a file, as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
-    /// Measure nothing, and make the picture from what `--json` wrote
-    #[arg(long, value_name = "FILE", requires = "plot", conflicts_with_all = ["name", "runs", "peer", "json"])]
+    /// Write the table to a file, as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub page: Option<PathBuf>,
+    /// Measure nothing, and make picture and page from what `--json` wrote
+    #[arg(long, value_name = "FILE", requires = "made", conflicts_with_all = ["name", "runs", "peer", "json"])]
     pub from: Option<PathBuf>,
 }
 
@@ -69,6 +74,14 @@ pub struct Usage(String);
 const RUNS: u32 = 3;
 
 impl Arguments {
+    /// The picture's place as the page names it: both are made for the documentation, where the picture is in the directory
+    /// above the page's, or in the page's own.
+    fn picture(&self) -> Option<String> {
+        let (plot, page) = (self.plot.as_ref()?, self.page.as_ref()?);
+        let name = plot.file_name()?.to_str()?;
+        Some(if plot.parent() == page.parent() { name.to_owned() } else { format!("../{name}") })
+    }
+
     /// Refuses what makes no sense together, before anything slow is done.
     fn check(&self) -> Result<(), Usage> {
         let refuse = |words: String| Err(Usage(words));
@@ -93,12 +106,18 @@ impl Arguments {
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     arguments.check()?;
     let mut plot = arguments.plot.as_deref().map(|path| create("--plot", path)).transpose()?;
+    let mut page = arguments.page.as_deref().map(|path| create("--page", path)).transpose()?;
     if let Some(path) = &arguments.from {
         let wrong = |error: String| Usage(format!("--from {}: {error}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         let figures = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-        let svg = plot::svg(&figures).map_err(|error| wrong(format!("{error:#}")))?;
-        return write(plot.as_mut(), || Ok(svg)).map(|()| ExitCode::SUCCESS);
+        let refused = |error: anyhow::Error| wrong(format!("{error:#}"));
+        let svg = plot.is_some().then(|| plot::svg(&figures)).transpose().map_err(refused)?;
+        let text = page.is_some().then(|| page::markdown(&figures, arguments.picture().as_deref())).transpose();
+        let text = text.map_err(refused)?;
+        write(plot.as_mut(), || Ok(svg.unwrap_or_default()))?;
+        write(page.as_mut(), || Ok(text.unwrap_or_default()))?;
+        return Ok(ExitCode::SUCCESS);
     }
     let mut json = arguments.json.as_deref().map(|path| create("--json", path)).transpose()?;
     rust::ensure_workspace()?;
@@ -126,6 +145,7 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     write(json.as_mut(), || Ok(format!("{figures:#}\n")))?;
     outcome.and(beside)?;
     write(plot.as_mut(), || plot::svg(&figures))?;
+    write(page.as_mut(), || page::markdown(&figures, arguments.picture().as_deref()))?;
     Ok(if table.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -170,7 +190,9 @@ mod tests {
             let refused = parse(words).unwrap().check().unwrap_err().to_string();
             assert!(refused.starts_with(part), "{words}: {refused}");
         }
-        for words in ["", "exits --peer kvm", "linux --runs 2", "--peer kvm --runs 2", "--from a --plot b"] {
+        for words in
+            ["", "exits --peer kvm", "linux --runs 2", "--peer kvm --runs 2", "--from a --plot b", "--from a --page b"]
+        {
             assert_eq!(parse(words).unwrap().check(), Ok(()), "{words}");
         }
     }
@@ -207,6 +229,8 @@ mod tests {
             format!("--plot {} --from {}", path("a.svg"), path("missing")),
             format!("--plot {} --from {}", path("a.svg"), path("text")),
             format!("--plot {} --from {}", path("a.svg"), path("none.json")),
+            format!("--page {}", path("no/where")),
+            format!("--page {} --from {}", path("a.md"), path("none.json")),
         ] {
             let error = command(&parse(&words).unwrap()).unwrap_err();
             assert!(error.downcast_ref::<Usage>().is_some(), "{words}: {error}");

@@ -61,7 +61,7 @@ fn together(stage: &Stage, cases: &[&'static Case], results: &mut Results) -> Re
         let mut reached = left.len();
         for (at, case) in left.iter().enumerate() {
             let pattern = format!(
-                r"^\[hostile\] case {}: (?P<seen>.*)$|^\[lamina\] hostile (?P<end>stopped: .*|reset)$",
+                r"^\[hostile\] case {}: (?P<seen>.*)$|^\[lamina\] hostile (?P<end>stopped: .* \(status \d+\)|reset)$",
                 case.name
             );
             let line = machine.expect(&pattern).with_context(|| case.name.to_owned())?;
@@ -142,9 +142,9 @@ fn alone(stage: &Stage, cases: &[&'static Case], results: &mut Results) -> Resul
     Ok(())
 }
 
-/// The VM ends, and so.
+/// The VM ends, and so. The line is read to its end: one that an emulator stands still in is matched in part.
 fn ended(machine: &mut Running, name: &str, how: &str) -> Result<()> {
-    let any = format!(r"^\[lamina\] {name} (stopped: .*|reset)$|^\[{name}\] case {name}: .*$");
+    let any = format!(r"^\[lamina\] {name} (stopped: .* \(status \d+\)|reset)$|^\[{name}\] case {name}: .*$");
     let line = machine.expect(&any)?;
     let wanted = Regex::new(&format!(r"^\[lamina\] {name} {how}"))?;
     if wanted.is_match(&line) { Ok(()) } else { bail!("it must have been `{how}`: {line}") }

@@ -180,6 +180,8 @@ mod tests {
             prop_assert_eq!(cr4.contains(Cr4::SMAP), bit(7, 1, 20));
             prop_assert_eq!(cr4.contains(Cr4::FSGSBASE), bit(7, 1, 0));
             prop_assert_eq!(cr4.contains(Cr4::UMIP), bit(7, 2, 2));
+            prop_assert_eq!(cr4.contains(Cr4::PKE), bit(7, 2, 3));
+            prop_assert!(xcr0 & 1 << 9 != 0 || !bit(7, 2, 3), "keys without their state");
             prop_assert!(bit(1, 2, 26) || xcr0 == 0, "components without XSAVE");
             prop_assert!(xcr0 & 0b100 != 0 || !bit(1, 2, 28) && !bit(7, 1, 5), "AVX without its state");
             prop_assert!(xcr0 & 0xe0 == 0xe0 || !bit(7, 1, 16), "AVX-512 without its state");

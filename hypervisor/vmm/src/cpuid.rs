@@ -74,9 +74,13 @@ const LEAF7_EBX: u32 = 1
 const LEAF7_EBX_EMULATED: u32 = 1 << 1;
 /// The AVX-512 bits of leaf 7.0 EBX, which need their state components.
 const LEAF7_EBX_AVX512: u32 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 1 << 31;
-/// Leaf 7.0, ECX: AVX512_VBMI, UMIP, AVX512_VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512_VNNI, AVX512_BITALG,
+/// Leaf 7.0, ECX: AVX512_VBMI, UMIP, PKU, AVX512_VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512_VNNI, AVX512_BITALG,
 /// AVX512_VPOPCNTDQ, RDPID.
-const LEAF7_ECX: u32 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+const LEAF7_ECX: u32 =
+    1 << 1 | 1 << 2 | PKU | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+/// Of those, protection keys; the next bit mirrors CR4.PKE.
+const PKU: u32 = 1 << 3;
+const OSPKE: u32 = 1 << 4;
 const LEAF7_ECX_AVX512: u32 = 1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14;
 /// Leaf 7.0, EDX: fast short REP MOV, MD_CLEAR, IBRS and IBPB, STIBP, IA32_ARCH_CAPABILITIES, SSBD.
 const LEAF7_EDX: u32 = 1 << 4 | 1 << 10 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31;
@@ -93,8 +97,9 @@ const EXT8_EBX: u32 = 1 << 12 | 0b11_1111 << 14 | 1 << 24 | 1 << 26 | 1 << 28;
 /// Leaf 0x80000007, EDX bit 8: invariant TSC.
 const INVARIANT_TSC: u32 = 1 << 8;
 
-/// State components that may be enabled in XCR0: x87, SSE, AVX, and the three of AVX-512.
-const XCR0_ALLOWED: u64 = 0b1110_0111;
+/// State components that may be enabled in XCR0: x87, SSE, AVX, the three of AVX-512, and PKRU.
+const XCR0_ALLOWED: u64 = 0b1110_0111 | XCR0_PKRU;
+const XCR0_PKRU: u64 = 1 << 9;
 const XCR0_AVX512: u64 = 0b1110_0000;
 
 /// The state components that are switched between VMs, and may be shown, of those that the processor has (the low half of
@@ -189,6 +194,9 @@ impl Cpuid {
             leaf7[1] &= !(1 << 5);
             leaf7[2] &= !(1 << 9 | 1 << 10);
         }
+        if model.xcr0 & XCR0_PKRU == 0 {
+            leaf7[2] &= !PKU;
+        }
         model.push(7, 0, leaf7);
         // Leaf 0xb: one thread in one core.
         model.push(0xb, 0, [0, 1, 1 << 8, input.apic_id]);
@@ -279,7 +287,7 @@ impl Cpuid {
         let [_, _, ecx1, edx1] = self.at(1, 0);
         let [_, ebx7, ecx7, _] = self.at(7, 0);
         let mut cr4 = Cr4::empty();
-        let rules: [(bool, Cr4); 16] = [
+        let rules: [(bool, Cr4); 17] = [
             (edx1 & 1 << 1 != 0, Cr4::VME | Cr4::PVI),
             (edx1 & 1 << 4 != 0, Cr4::TSD),
             (edx1 & 1 << 2 != 0, Cr4::DE),
@@ -296,6 +304,7 @@ impl Cpuid {
             (ecx1 & XSAVE != 0, Cr4::OSXSAVE),
             (ebx7 & 1 << 7 != 0, Cr4::SMEP),
             (ebx7 & 1 << 20 != 0, Cr4::SMAP),
+            (ecx7 & PKU != 0, Cr4::PKE),
         ];
         for (shown, bits) in rules {
             if shown {
@@ -373,6 +382,7 @@ impl Cpuid {
         let mut answer = self.at(leaf, if is_indexed(leaf) { subleaf } else { 0 });
         match (leaf, subleaf) {
             (1, _) => answer = self.features(cr4),
+            (7, 0) if cr4 & Cr4::PKE.bits() != 0 => answer[2] |= OSPKE,
             (0xb, 3..) => answer[2] = subleaf & 0xff,
             (0xb, _) => {}
             (0xd, 0) => answer[1] = self.xsave_size(xcr0, false),
@@ -458,6 +468,7 @@ mod tests {
             (0xd, 5) => [64, 1088, 0, 0],
             (0xd, 6) => [512, 1152, 0b10, 0],
             (0xd, 7) => [1024, 1664, 0b10, 0],
+            (0xd, 9) => [8, 2688, 0, 0],
             _ => [u32::MAX; 4],
         }
     }
@@ -482,7 +493,7 @@ mod tests {
         for (bit, name) in [(2, "SGX"), (4, "HLE"), (11, "RTM"), (12, "RDT"), (14, "MPX"), (25, "PT")] {
             assert_eq!(ebx & 1 << bit, 0, "{name}");
         }
-        for (bit, name) in [(3, "PKU"), (5, "WAITPKG"), (7, "CET"), (13, "TME"), (16, "LA57"), (31, "PKS")] {
+        for (bit, name) in [(4, "OSPKE"), (5, "WAITPKG"), (7, "CET"), (13, "TME"), (16, "LA57"), (31, "PKS")] {
             assert_eq!(ecx & 1 << bit, 0, "{name}");
         }
         assert_eq!(edx, 1 << 4 | 1 << 10 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31, "no L1D_FLUSH, no UINTR, no AMX");
@@ -498,9 +509,10 @@ mod tests {
         assert_eq!(m.answer(0xd, 0, 0, 1)[1], 576);
         assert_eq!(m.answer(0xd, 0, 0, 7)[1], 832);
         assert_eq!(m.answer(0xd, 0, 0, 0xe7)[1], 2688);
-        assert_eq!(m.answer(0xd, 0, 0, 1)[2], 2688);
+        assert_eq!(m.answer(0xd, 0, 0, 1)[2], 2696);
+        assert_eq!(m.answer(7, 0, Cr4::PKE.bits(), 0)[2] & (PKU | OSPKE), PKU | OSPKE);
         assert_eq!(m.answer(0xd, 1, 0, 0xe7)[1], 832 + 64 + 512 + 1024);
-        assert_eq!(m.answer(0xd, 9, 0, 0xe7), [0; 4]);
+        assert_eq!(m.answer(0xd, 8, 0, 0xe7), [0; 4]);
     }
 
     #[test]
@@ -571,7 +583,7 @@ mod tests {
     #[test]
     fn cr4_allows_what_is_shown_and_no_more() {
         let cr4 = model().cr4_allowed();
-        assert!(cr4.contains(Cr4::PAE | Cr4::SMEP | Cr4::SMAP | Cr4::OSXSAVE | Cr4::PCIDE | Cr4::FSGSBASE));
-        assert!(!cr4.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::PKE | Cr4::CET));
+        assert!(cr4.contains(Cr4::PAE | Cr4::SMEP | Cr4::SMAP | Cr4::OSXSAVE | Cr4::PCIDE | Cr4::FSGSBASE | Cr4::PKE));
+        assert!(!cr4.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::CET));
     }
 }

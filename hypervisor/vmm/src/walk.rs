@@ -4,7 +4,7 @@
 //!
 //! Used for what the processor leaves to us: fetching an instruction that exited, and its operands in memory. Accessed
 //! and dirty flags are set as the processor sets them. The page-directory pointers of PAE paging are read from memory
-//! each time, not kept from the last load of CR3. Protection keys are not looked at: no guest is shown them.
+//! each time, not kept from the last load of CR3.
 
 use lamina_arch::addr::{Gla, Gpa};
 use lamina_arch::cr::{Cr0, Cr4, Efer};
@@ -23,6 +23,8 @@ pub struct Paging {
     pub efer: Efer,
     /// RFLAGS.AC: lifts SMAP.
     pub alignment_check: bool,
+    /// PKRU, where CR4.PKE and IA32_EFER.LMA are set: of each key two bits, no data access and no write.
+    pub pkru: Option<u32>,
     /// Physical-address width: what lies above it in an entry is reserved. Unit: bits, 32 to 52.
     pub physical_bits: u32,
 }
@@ -82,6 +84,7 @@ mod error {
     pub const USER: u32 = 1 << 2;
     pub const RESERVED: u32 = 1 << 3;
     pub const FETCH: u32 = 1 << 4;
+    pub const KEY: u32 = 1 << 5;
 }
 
 struct Level {
@@ -154,8 +157,9 @@ impl Paging {
                 used[depth] = (at, value);
             }
             if level.shift == 12 || large {
-                if !self.allowed(access, writable, user, no_execute) {
-                    return Err(self.fault(address, access, error::PRESENT));
+                let key = if self.denied(access, user, value) { error::KEY } else { 0 };
+                if key != 0 || !self.allowed(access, writable, user, no_execute) {
+                    return Err(self.fault(address, access, error::PRESENT | key));
                 }
                 for (here, &(at, value)) in used.iter().enumerate().take(depth + 1) {
                     let dirty = if access.write && here == depth { DIRTY } else { 0 };
@@ -214,6 +218,15 @@ impl Paging {
         !smap && (!access.write || writable || !self.cr0.contains(Cr0::WP))
     }
 
+    /// Whether the protection key in the entry of a page keeps this access out, whatever the rights say (SDM vol. 3,
+    /// "Protection Keys").
+    const fn denied(&self, access: Access, user: bool, entry: u64) -> bool {
+        let Some(pkru) = self.pkru else { return false };
+        let rights = pkru >> ((entry >> 59 & 0xf) * 2);
+        let write = access.write && (access.user || self.cr0.contains(Cr0::WP));
+        user && !access.fetch && (rights & 1 != 0 || write && rights & 2 != 0)
+    }
+
     const fn fault(&self, address: Gla, access: Access, present: u32) -> GuestFault {
         let mut code = present;
         if access.write {
@@ -241,6 +254,7 @@ mod tests {
             cr4: Cr4::PAE | Cr4::SMEP | Cr4::SMAP,
             efer: Efer::LME | Efer::LMA | Efer::NXE,
             alignment_check: false,
+            pkru: None,
             physical_bits: 40,
         }
     }
@@ -314,6 +328,38 @@ mod tests {
         let nx = [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003), (0x4000, 0x9003 | NO_EXECUTE)];
         assert_eq!(walk(&long(), &nx, 0, KERNEL_FETCH), Err(GuestFault::page_fault(0, 0x11)));
         assert_eq!(walk(&long(), &nx, 0, KERNEL_READ), Ok(Gpa(0x9000)));
+    }
+
+    #[test]
+    fn protection_keys_keep_data_accesses_to_user_pages_out() {
+        const USER_WRITE: Access = Access { write: true, ..USER_READ };
+        let keyed = |user: u64| {
+            let user = user << 2;
+            [(0x1000, 0x2007), (0x2000, 0x3007), (0x3000, 0x4007), (0x4000, 3 << 59 | 0x9003 | user)]
+        };
+        let with = |pkru: u32, wp: bool| {
+            let mut paging =
+                Paging { pkru: Some(pkru << 6), alignment_check: true, cr4: Cr4::PAE | Cr4::PKE, ..long() };
+            paging.cr0.set(Cr0::WP, wp);
+            paging
+        };
+        let denied = |code| Err(GuestFault::page_fault(0, code));
+        let page = Ok(Gpa(0x9000));
+        for (pkru, wp, access, expected) in [
+            (0, true, USER_WRITE, page),
+            (1, true, USER_READ, denied(0x25)),
+            (1, true, KERNEL_READ, denied(0x21)),
+            (1, true, KERNEL_FETCH, page),
+            (2, true, USER_READ, page),
+            (2, true, USER_WRITE, denied(0x27)),
+            (2, true, KERNEL_WRITE, denied(0x23)),
+            (2, false, KERNEL_WRITE, page),
+        ] {
+            assert_eq!(walk(&with(pkru, wp), &keyed(1), 0, access), expected, "{pkru} {wp} {access:?}");
+        }
+        // A supervisor's page has no key, and neither has any where the keys are off.
+        assert_eq!(walk(&with(3, true), &keyed(0), 0, KERNEL_WRITE), page);
+        assert_eq!(walk(&Paging { pkru: None, ..with(3, true) }, &keyed(1), 0, USER_WRITE), page);
     }
 
     #[test]

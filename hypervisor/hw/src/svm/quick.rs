@@ -57,6 +57,7 @@ impl QuickRegisters for InGuest<'_> {
             efer: Efer::from_bits_retain(vmcb.read(vmcb::EFER)),
             // Of data accesses only.
             alignment_check: false,
+            pkru: None,
             physical_bits,
         };
         Some((Gla(vmcb.read(vmcb::RIP)), paging, cpl))

@@ -67,6 +67,7 @@ impl QuickRegisters for InGuest<'_> {
             efer,
             // Of data accesses only.
             alignment_check: false,
+            pkru: None,
             physical_bits,
         };
         Some((rip, paging, rights(SegmentName::Ss).dpl()))

@@ -2,7 +2,7 @@
 
 use lamina_arch::addr::Gpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
-use lamina_arch::regs::SysReg;
+use lamina_arch::regs::{ExtendedRegister, SysReg};
 use lamina_arch::segment::SegmentName;
 
 use crate::host::HostMemory;
@@ -17,11 +17,20 @@ pub fn cpl<V: Vcpu>(vcpu: &mut V) -> u8 {
 
 /// The registers that paging depends on, and the current privilege level.
 pub fn paging<V: Vcpu>(vcpu: &mut V, physical_bits: u32) -> (Paging, u8) {
+    let cr4 = Cr4::from_bits_retain(vcpu.read(SysReg::Cr4));
+    let efer = Efer::from_bits_retain(vcpu.read(SysReg::Efer));
+    // Slow to read, and rarely needed.
+    let pkru = (cr4.contains(Cr4::PKE) && efer.contains(Efer::LMA)).then(|| {
+        let mut pkru = [0; 4];
+        vcpu.extended(ExtendedRegister::Pkru, &mut pkru);
+        u32::from_le_bytes(pkru)
+    });
     let paging = Paging {
         cr0: Cr0::from_bits_retain(vcpu.read(SysReg::Cr0)),
         cr3: vcpu.read(SysReg::Cr3),
-        cr4: Cr4::from_bits_retain(vcpu.read(SysReg::Cr4)),
-        efer: Efer::from_bits_retain(vcpu.read(SysReg::Efer)),
+        cr4,
+        efer,
+        pkru,
         alignment_check: vcpu.read(SysReg::Rflags) & Rflags::AC.bits() != 0,
         physical_bits,
     };

@@ -207,13 +207,14 @@ fn cpuid<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {
 fn answer_cpuid<R: QuickRegisters>(cpuid: &Cpuid, registers: &mut R) {
     let gprs = registers.gprs();
     let (leaf, subleaf) = (gprs.get32(Gpr::Rax), gprs.get32(Gpr::Rcx));
-    // Only two leaves depend on registers that would have to be read.
+    // Only three leaves depend on registers that would have to be read.
     let [eax, ebx, ecx, edx] = if leaf == 1 {
         cpuid.features(registers.cr4())
     } else if let Some(answer) = cpuid.plain(leaf) {
         *answer
     } else {
-        cpuid.answer(leaf, subleaf, 0, if leaf == 0xd { registers.xcr0() } else { 0 })
+        let cr4 = if leaf == 7 { registers.cr4() } else { 0 };
+        cpuid.answer(leaf, subleaf, cr4, if leaf == 0xd { registers.xcr0() } else { 0 })
     };
     let gprs = registers.gprs();
     gprs.set(Gpr::Rax, u64::from(eax));

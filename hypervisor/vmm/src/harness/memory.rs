@@ -120,6 +120,7 @@ fn a_walk_of_the_guests_tables_ends_and_marks_only_when_it_finds() {
             let values: Vec<u64> =
                 values.iter().map(|&value| if value >> 9 & 7 == 0 { value } else { value | 7 }).collect();
             let paging = Paging {
+                pkru: (kind & 64 != 0).then_some(u32::from(*kind) * 0x0101_0101),
                 cr0: Cr0::from_bits_truncate(*cr0) | Cr0::PE | Cr0::PG,
                 cr3: *cr3,
                 cr4: Cr4::from_bits_truncate(*cr4),

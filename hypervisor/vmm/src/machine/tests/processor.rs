@@ -144,7 +144,7 @@ fn cr4_that_may_be_changed_without_an_exit_is_what_cpuid_shows() {
     let world = run_one([]);
     let allowed = world.trace(1).allowed_cr4.unwrap();
     assert!(allowed.contains(Cr4::PAE | Cr4::PGE | Cr4::OSXSAVE | Cr4::SMEP | Cr4::FSGSBASE));
-    assert!(!allowed.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::PKE | Cr4::CET));
+    assert!(!allowed.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::CET));
 }
 
 const LONG: Cr0 = Cr0::PE.union(Cr0::ET).union(Cr0::NE).union(Cr0::PG);
@@ -321,12 +321,12 @@ fn xsetbv_enables_what_builds_on_what_is_enabled() {
             cpu.gprs().set_edx_eax(value);
         })
     };
-    for good in [1, 3, 7, 0xe7] {
+    for good in [1, 3, 7, 0xe7, 0x203] {
         let (done, xcr0, _) = after(|_| {}, xsetbv(0, good), read(SysReg::Xcr0));
         assert_eq!((done, xcr0), ((3, None), good));
     }
-    // No x87, AVX without SSE, a part of AVX-512, MPX, protection keys, what does not exist, another register.
-    for (register, bad) in [(0, 0), (0, 2), (0, 5), (0, 0x67), (0, 0x1f), (0, 0x203), (0, 1 << 63 | 1), (1, 1)] {
+    // No x87, AVX without SSE, a part of AVX-512, MPX, processor trace, what does not exist, another register.
+    for (register, bad) in [(0, 0), (0, 2), (0, 5), (0, 0x67), (0, 0x1f), (0, 0x103), (0, 1 << 63 | 1), (1, 1)] {
         let before = |cpu: &mut FakeVcpu| cpu.write(SysReg::Xcr0, 1);
         let (done, xcr0, _) = after(before, xsetbv(register, bad), read(SysReg::Xcr0));
         assert_eq!((done, xcr0), (GP, 1), "{bad:#x}");

@@ -31,7 +31,7 @@ pub struct Paging {
 
 /// The guest's paging structures.
 pub trait Tables {
-    /// Reads an entry of `width` bytes (4 or 8), little-endian; `None` where there is no memory.
+    /// Reads an entry of `width` bytes (4 or 8), little-endian; `None` where there is no memory: it is all ones then.
     fn entry(&mut self, at: Gpa, width: usize) -> Option<u64>;
 
     /// Sets `flags` (accessed, dirty: bits of the first byte) in the entry at `at`.
@@ -116,8 +116,7 @@ impl Paging {
     /// Translates `address` for `access`, and marks the entries that it used.
     ///
     /// # Errors
-    /// The page fault that the processor would raise, with nothing marked. A table outside of memory reads as all ones
-    /// there; here it counts as not present.
+    /// The page fault that the processor would raise, with nothing marked. A table outside of memory reads as all ones.
     pub fn translate(&self, address: Gla, access: Access, tables: &mut impl Tables) -> Result<Gpa, GuestFault> {
         if !self.is_on() {
             return Ok(Gpa(address.0 & 0xffff_ffff));
@@ -142,9 +141,10 @@ impl Paging {
         for (depth, level) in levels.iter().enumerate() {
             let index = address.0 >> level.shift & ((1 << level.bits) - 1);
             let at = Gpa(table + index * width as u64);
-            let Some(value) = tables.entry(at, width).filter(|v| v & PRESENT != 0) else {
+            let value = tables.entry(at, width).unwrap_or(u64::MAX >> (64 - 8 * width));
+            if value & PRESENT == 0 {
                 return Err(self.fault(address, access, 0));
-            };
+            }
             let large = level.large && value & PAGE_SIZE != 0 && (width == 8 || self.cr4.contains(Cr4::PSE));
             // A PDPTE of PAE paging holds no rights and no flags, and its reserved bits were checked when it was loaded.
             if !(pae_root && depth == 0) {

@@ -65,7 +65,7 @@ struct Emulated<'a, H: Host, C> {
 pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause: Cause<'_>) -> Resume {
     let now = chipset_now(vm, host);
     let (mut read, mut written) = (None, None);
-    if let Cause::Memory(&NestedFault { gpa, write, linear: Some(at), .. }) = cause
+    if let Cause::Memory(&NestedFault { gpa, write, linear: Some(at), fetch: false, table_walk: false, .. }) = cause
         && at.offset_in(PAGE_4K) == gpa.offset_in(PAGE_4K)
     {
         let known = Some(Translation { page: at.align_down(PAGE_4K), frame: gpa.align_down(PAGE_4K) });
@@ -85,9 +85,27 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
         Ok(Done::Again) | Err(Refused::Changed) => return Resume::Again,
         Err(Refused::Fault(fault)) => return Resume::Inject(fault),
         Err(Refused::Unsupported(mnemonic)) => format!("{mnemonic:?}").to_uppercase(),
+        // Code that is nowhere is all ones, which is no instruction.
+        Err(Refused::Undecodable) if matches!(cause, Cause::Memory(fault) if fault.fetch) => {
+            return Resume::Inject(GuestFault::UD);
+        }
         Err(Refused::Undecodable) => String::from("an instruction that is not known"),
     };
     Resume::Stop(not_emulated(&fetched, format!("{name} on a device is not emulated")))
+}
+
+/// Translates `at` as the processor does for what it reads or writes itself.
+///
+/// # Errors
+/// The page fault that the guest gets.
+pub fn translate_for_system<H: Host, C: Chipset>(
+    vm: &mut Vm<H::Vcpu, C>,
+    host: &mut H,
+    at: Gla,
+    write: bool,
+) -> Result<Gpa, GuestFault> {
+    let purpose = if write { Purpose::SystemWrite } else { Purpose::SystemRead };
+    processor(vm, host, Cause::Undescribed).translate(at, purpose)
 }
 
 /// The VM as the emulator's processor.

@@ -6,6 +6,7 @@ use lamina_arch::regs::SysReg;
 
 use super::Resume;
 use super::emulate::{self, Cause};
+use super::nowhere;
 use crate::chipset::Chipset;
 use crate::host::Host;
 use crate::layout;
@@ -24,8 +25,15 @@ pub const fn is_bus<V: Vcpu, C>(vm: &Vm<V, C>, gpa: Gpa) -> bool {
 
 /// Handles an access that the nested tables refused.
 pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, fault: &NestedFault) -> Resume {
-    let delivering = vm.vcpu.interrupted_event().is_some();
-    if !is_bus(vm, fault.gpa) || fault.table_walk || fault.fetch || delivering {
+    let delivering = vm.vcpu.interrupted_event();
+    let is_bus = is_bus(vm, fault.gpa);
+    let is_data = !fault.table_walk && !fault.fetch && delivering.is_none();
+    let resume = match (is_bus, is_data) {
+        (true, true) => Some(emulate::finish(vm, host, Cause::Memory(fault))),
+        (true, false) => nowhere::read(vm, host, fault, delivering),
+        (false, _) => None,
+    };
+    resume.unwrap_or_else(|| {
         let access = match (fault.fetch, fault.write, fault.read) {
             (true, ..) => "instruction fetch",
             (_, true, _) => "write",
@@ -34,7 +42,6 @@ pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, fault:
             _ => "access",
         };
         let rip = vm.vcpu.read(SysReg::Rip);
-        return Resume::Stop(StopReason::OutsideMemory { gpa: fault.gpa, access, rip });
-    }
-    emulate::finish(vm, host, Cause::Memory(fault))
+        Resume::Stop(StopReason::OutsideMemory { gpa: fault.gpa, access, rip })
+    })
 }

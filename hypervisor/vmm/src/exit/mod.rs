@@ -14,6 +14,7 @@ mod mmio;
 mod mov;
 pub(crate) mod msr;
 mod nested;
+mod nowhere;
 mod quick;
 mod task;
 

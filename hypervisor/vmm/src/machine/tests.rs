@@ -17,6 +17,7 @@ mod events;
 mod hypercalls;
 mod lazy;
 mod mmio;
+mod nowhere;
 mod processor;
 mod string_io;
 mod time;

@@ -8,6 +8,7 @@ mod clocks;
 mod conformance;
 mod console;
 mod counts;
+mod cpu_models;
 mod debian_amd64;
 mod debian_beside_hog;
 mod debian_i386;
@@ -66,6 +67,7 @@ fn main() {
         console::SCENARIO,
         counts::SCENARIO,
         mitigations::SCENARIO,
+        cpu_models::SCENARIO,
         diff::SCENARIO,
         diff::LONG,
         multiboot::SCENARIO,

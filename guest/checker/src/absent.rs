@@ -34,10 +34,12 @@ const CR4_BITS: [(&str, u32, &[Place]); 13] = [
 type Instruction = fn() -> Result<(), Fault>;
 
 /// Instructions that the processor or the hypervisor can take away, with their features.
-const INSTRUCTIONS: [(&str, Place, Instruction); 13] = [
+const INSTRUCTIONS: [(&str, Place, Instruction); 15] = [
     ("RDTSCP", (0x8000_0001, 0, EDX, 27), probe::rdtscp),
     ("RDPID", (7, 0, ECX, 22), probe::rdpid),
     ("INVPCID", (7, 0, EBX, 10), probe::invpcid),
+    ("RDRAND", (1, 0, ECX, 30), probe::rdrand),
+    ("RDSEED", (7, 0, EBX, 18), probe::rdseed),
     ("MONITOR", (1, 0, ECX, 3), probe::monitor),
     ("TPAUSE", (7, 0, ECX, 5), probe::tpause),
     ("XSAVE", (1, 0, ECX, 26), probe::xsave),

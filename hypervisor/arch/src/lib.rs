@@ -13,6 +13,7 @@ pub mod cr;
 pub mod event;
 pub mod exit;
 pub mod hypercall;
+pub mod instruction;
 pub mod msr;
 pub mod regs;
 pub mod segment;

@@ -5,6 +5,8 @@
 //! what is not there, and whatever depends on a feature (control bits, XCR0, sizes of areas) follows from what is shown.
 //! Maker, family, model number, name and caches stay the processor's own: errata and MSRs go by them.
 
+use lamina_arch::instruction::Instructions;
+
 use crate::cpuid::Answer;
 
 /// Features of the leaves that tell of them: a bit that is clear is not shown.
@@ -89,6 +91,20 @@ impl Model {
         MODELS.iter().find(|model| model.name == name)
     }
 
+    /// The instructions that the machine's `processor` has and this model does not show, of those that can be taken away.
+    pub fn hidden(&self, processor: &dyn Fn(u32, u32) -> Answer) -> Instructions {
+        let [max, ..] = processor(0, 0);
+        let missing = |leaf, register: usize, bit: u32| {
+            let all = if leaf <= max { processor(leaf, 0) } else { [0; 4] };
+            (all[register] & !self.limit(leaf, 0, all)[register]) >> bit & 1 != 0
+        };
+        let mut hidden = Instructions::empty();
+        hidden.set(Instructions::RDRAND, missing(1, 2, 30));
+        hidden.set(Instructions::INVPCID, missing(7, 1, 10));
+        hidden.set(Instructions::RDSEED, missing(7, 1, 18));
+        hidden
+    }
+
     /// What this model leaves of `answer`, the processor's to `leaf` and `subleaf`.
     pub const fn limit(&self, leaf: u32, subleaf: u32, answer: Answer) -> Answer {
         let [eax, ebx, ecx, edx] = answer;
@@ -158,6 +174,22 @@ mod tests {
         assert!(!haswell.cr4_allowed().contains(Cr4::SMAP) && haswell.cr4_allowed().contains(Cr4::SMEP));
         assert!(has(&of("skylake"), 7, 1, 20) && !has(&of("skylake"), 7, 1, 16));
         assert!(has(&of("skylake-server"), 7, 1, 16) && of("skylake-server").xcr0_allowed() == 0xe7);
+    }
+
+    #[test]
+    fn what_is_not_shown_and_can_be_taken_away_is() {
+        let all = Instructions::all();
+        for (name, hidden) in [
+            ("host", Instructions::empty()),
+            ("baseline", all),
+            ("haswell", Instructions::RDSEED),
+            ("skylake", Instructions::empty()),
+        ] {
+            let model = Model::by_name(name).expect("a model");
+            assert_eq!(model.hidden(&processor([!0; 8])), hidden, "{name}");
+            assert_eq!(model.hidden(&processor([0; 8])), Instructions::empty(), "what is not there needs nothing");
+            assert_eq!(model.hidden(&|_, _| [1, 0, 0, 0]), Instructions::empty(), "there is no leaf 7");
+        }
     }
 
     proptest! {

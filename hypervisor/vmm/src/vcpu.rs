@@ -10,6 +10,7 @@ use lamina_arch::addr::{Gla, Gpa, Hpa};
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::{Event, Interruptibility};
 use lamina_arch::exit::{Exit, Kind, Width};
+use lamina_arch::instruction::Instructions;
 use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
@@ -250,6 +251,10 @@ pub trait Vcpu {
 
     /// The CR4 bits that the guest may change without an exit; every other bit exits when it changes.
     fn allow_cr4(&mut self, bits: Cr4);
+
+    /// Makes #UD of these instructions, which the processor has and CPUID does not show, as far as the vendor can. Once, before
+    /// anything runs.
+    fn hide(&mut self, instructions: Instructions);
 
     /// IA32_SPEC_CTRL while this virtual processor is loaded; 0 at first. Only where CPUID shows the bits.
     fn set_speculation_control(&mut self, value: u64);

@@ -198,8 +198,10 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
             apic_id: u32::from(APIC_ID),
             hypercall_instruction: V::HYPERCALL_INSTRUCTION,
         };
-        let cpuid = Cpuid::host(&|leaf, subleaf| model.limit(leaf, subleaf, host.cpuid(leaf, subleaf)), &input);
+        let machine = |leaf, subleaf| host.cpuid(leaf, subleaf);
+        let cpuid = Cpuid::host(&|leaf, subleaf| model.limit(leaf, subleaf, machine(leaf, subleaf)), &input);
         vcpu.allow_cr4(cpuid.cr4_allowed());
+        vcpu.hide(model.hidden(&machine));
         Ok((vcpu, tables, cpuid))
     }
 

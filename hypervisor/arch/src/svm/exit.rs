@@ -45,6 +45,7 @@ pub mod code {
     pub const RDPRU: u64 = 0x08e;
     pub const INVLPGB: u64 = 0x0a0;
     pub const INVLPGB_ILLEGAL: u64 = 0x0a1;
+    pub const INVPCID: u64 = 0x0a2;
     pub const MCOMMIT: u64 = 0x0a3;
     pub const TLBSYNC: u64 = 0x0a4;
     pub const NPF: u64 = 0x400;
@@ -134,6 +135,7 @@ pub fn decode(c: &Captured) -> Exit {
         | code::RDPRU
         | code::INVLPGB
         | code::INVLPGB_ILLEGAL
+        | code::INVPCID
         | code::MCOMMIT
         | code::TLBSYNC => Exit::Undefined,
         code::XSETBV => Exit::Xsetbv,
@@ -283,8 +285,8 @@ mod tests {
             (0x89, Exit::CacheFlush),
             (0x8d, Exit::Xsetbv),
         ]);
-        // RSM, INVLPGA, VMRUN, VMLOAD to SKINIT, MONITOR, MWAIT twice, RDPRU, INVLPGB twice, MCOMMIT, TLBSYNC.
-        for code in (0x82..=0x86).chain([0x73, 0x7a, 0x80, 0x8a, 0x8b, 0x8c, 0x8e, 0xa0, 0xa1, 0xa3, 0xa4]) {
+        // RSM, INVLPGA, VMRUN, VMLOAD to SKINIT, MONITOR, MWAIT twice, RDPRU, INVLPGB twice, INVPCID, MCOMMIT, TLBSYNC.
+        for code in (0x82..=0x86).chain([0x73, 0x7a, 0x80, 0x8a, 0x8b, 0x8c, 0x8e, 0xa0, 0xa1, 0xa2, 0xa3, 0xa4]) {
             expected.insert(code, Exit::Undefined);
         }
         for vector in 0..32u8 {

@@ -76,6 +76,8 @@ bitflags! {
         const INVLPGB = 1 << 0;
         /// INVLPGB that is illegal in a guest.
         const INVLPGB_ILLEGAL = 1 << 1;
+        /// INVPCID.
+        const INVPCID = 1 << 2;
         /// MCOMMIT.
         const MCOMMIT = 1 << 3;
         /// TLBSYNC.

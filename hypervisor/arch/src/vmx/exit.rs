@@ -49,8 +49,10 @@ pub mod reason {
     pub const WBINVD: u16 = 54;
     pub const XSETBV: u16 = 55;
     pub const APIC_WRITE: u16 = 56;
+    pub const RDRAND: u16 = 57;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
+    pub const RDSEED: u16 = 61;
     pub const XSAVES: u16 = 63;
     pub const XRSTORS: u16 = 64;
 }
@@ -158,6 +160,8 @@ pub fn decode(c: &Captured) -> Exit {
         | reason::INVEPT
         | reason::INVVPID
         | reason::VMFUNC
+        | reason::RDRAND
+        | reason::RDSEED
         | reason::ENCLS
         | reason::XSAVES
         | reason::XRSTORS => Exit::Undefined,
@@ -487,8 +491,8 @@ mod tests {
     }
 
     #[test]
-    fn vmx_instructions_are_undefined_for_the_guest() {
-        for r in (19..=27).chain([11, 36, 39, 50, 53, 59, 60, 63, 64]) {
+    fn instructions_that_a_guest_has_not_got_are_undefined() {
+        for r in (19..=27).chain([11, 36, 39, 50, 53, 57, 59, 60, 61, 63, 64]) {
             assert_eq!(of(r, 0), Exit::Undefined, "reason {r}");
         }
     }

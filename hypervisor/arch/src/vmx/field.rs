@@ -200,6 +200,8 @@ fields! {
     VMWRITE_BITMAP: Bits64 ReadWrite = 0x2028;
     /// Address of the virtualization-exception information area.
     VIRTUALIZATION_EXCEPTION_ADDRESS: Bits64 ReadWrite = 0x202a;
+    /// Which leaves of ENCLS exit.
+    ENCLS_EXITING_BITMAP: Bits64 ReadWrite = 0x202e;
     /// Address of the sub-page-permission table.
     SUB_PAGE_PERMISSION_TABLE: Bits64 ReadWrite = 0x2030;
     /// TSC multiplier. Unit: 2^-48.

@@ -34,9 +34,9 @@ pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u16) {
         | First::MSR
         | First::SHUTDOWN;
     vmcb.write(vmcb::FIRST_INTERCEPTS, first.bits());
-    // All of them: a guest has no SVM, MONITOR or RDPRU; the caches and XCR0 are seen to by the run loop.
+    // All of them but INVPCID: a guest has no SVM, MONITOR or RDPRU; the caches and XCR0 are seen to by the run loop.
     vmcb.write(vmcb::SECOND_INTERCEPTS, Second::all().bits());
-    vmcb.write(vmcb::THIRD_INTERCEPTS, Third::all().bits());
+    vmcb.write(vmcb::THIRD_INTERCEPTS, (Third::all() - Third::INVPCID).bits());
     vmcb.write(vmcb::IOPM_BASE_PA, shared.io_map.hpa().0);
     vmcb.write(vmcb::MSRPM_BASE_PA, shared.msr_map.hpa().0);
     vmcb.write(vmcb::GUEST_ASID, u32::from(asid));

@@ -10,10 +10,12 @@ use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::{Exit, Kind};
 use lamina_arch::hypercall;
+use lamina_arch::instruction::Instructions;
 use lamina_arch::regs::{ExtendedRegister, Gpr, Gprs, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 use lamina_arch::svm::exit::{Captured, decode, interrupted_event};
 use lamina_arch::svm::features::Features;
+use lamina_arch::svm::intercept::Third;
 use lamina_arch::svm::segment::{attributes, rights};
 use lamina_arch::svm::vmcb::{self, Field, ReadWrite, tlb_control};
 use lamina_arch::time::Tsc;
@@ -373,6 +375,14 @@ impl Vcpu for SvmVcpu {
 
     fn allow_cr4(&mut self, _bits: Cr4) {
         // The processor knows no single bits of CR4: every write exits.
+    }
+
+    fn hide(&mut self, instructions: Instructions) {
+        // RDRAND and RDSEED cannot be intercepted.
+        if instructions.contains(Instructions::INVPCID) {
+            let vmcb = self.vmcb.fields();
+            vmcb.write(vmcb::THIRD_INTERCEPTS, vmcb.read(vmcb::THIRD_INTERCEPTS) | Third::INVPCID.bits());
+        }
     }
 
     fn set_speculation_control(&mut self, value: u64) {

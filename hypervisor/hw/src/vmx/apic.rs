@@ -39,21 +39,28 @@ impl VirtualApic {
         apic
     }
 
-    /// Writes the controls for `mode`, where it is another than before; `primary` are the primary ones. Whether it is
-    /// another: then the cached translations are to be forgotten (SDM vol. 3, "Guidelines for Use of the INVVPID
+    /// Writes the controls for `mode`, where it is another than before; `primary` are the primary ones, `secondary` the
+    /// secondary ones without the APIC's. Whether it is another: then the cached translations are to be forgotten (SDM vol. 3, "Guidelines for Use of the INVVPID
     /// Instruction"). VMWRITEs: 3.
-    pub fn set_mode(&mut self, vmcs: &mut Current<'_>, shared: &Shared, mode: ApicMode, primary: &mut u32) -> bool {
+    pub fn set_mode(
+        &mut self,
+        vmcs: &mut Current<'_>,
+        shared: &Shared,
+        mode: ApicMode,
+        primary: &mut u32,
+        secondary: u32,
+    ) -> bool {
         if self.mode == mode {
             return false;
         }
         self.mode = mode;
         let delivery = Secondary::APIC_REGISTER_VIRTUALIZATION | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
-        let (secondary, bitmap) = match mode {
+        let (virtualized, bitmap) = match mode {
             ApicMode::Off => (Secondary::empty(), &shared.msr_bitmap),
             ApicMode::Xapic => (delivery | Secondary::VIRTUALIZE_APIC_ACCESSES, &shared.msr_bitmap),
             ApicMode::X2apic => (delivery | Secondary::VIRTUALIZE_X2APIC_MODE, &shared.x2apic_bitmap),
         };
-        vmcs.write(field::SECONDARY_CONTROLS, shared.controls.secondary | secondary.bits());
+        vmcs.write(field::SECONDARY_CONTROLS, secondary | virtualized.bits());
         vmcs.write(field::MSR_BITMAP, bitmap.hpa().0);
         let on = match mode {
             ApicMode::Off => PRIMARY - ProcessorBased::USE_TPR_SHADOW,

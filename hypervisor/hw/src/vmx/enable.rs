@@ -240,7 +240,8 @@ fn controls(capabilities: &Capabilities) -> Result<Controls, Unsupported> {
     required.set(Secondary::ENABLE_RDTSCP, has_tsc_aux());
     let extended = CpuId::new().get_extended_feature_info();
     required.set(Secondary::ENABLE_INVPCID, extended.is_some_and(|features| features.has_invpcid()));
-    let optional = Secondary::WBINVD_EXITING;
+    // SGX is not shown.
+    let optional = Secondary::WBINVD_EXITING | Secondary::ENCLS_EXITING;
     Ok(Controls {
         pin: of("pin-based", capabilities.pin_controls(), pin.bits(), 0)?,
         processor,

@@ -2,6 +2,7 @@
 
 use lamina_arch::cr::{Cr0, Cr4};
 use lamina_arch::event::vector;
+use lamina_arch::vmx::controls::Secondary;
 use lamina_arch::vmx::field;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control;
@@ -37,6 +38,9 @@ pub fn setup(vmcs: &mut Current<'_>, shared: &Shared, vpid: u16, frame: &Frame) 
     // #AC and #DB can be made to recur in their own delivery without an instruction in between; seen here and injected,
     // each recurrence is an exit. #MC is the machine's. Everything else is the guest's own affair.
     vmcs.write(field::EXCEPTION_BITMAP, 1 << vector::AC | 1 << vector::DB | 1 << vector::MC);
+    if controls.secondary & Secondary::ENCLS_EXITING.bits() != 0 {
+        vmcs.write(field::ENCLS_EXITING_BITMAP, u64::MAX);
+    }
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR3_TARGET_COUNT, 0);

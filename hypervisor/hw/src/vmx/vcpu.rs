@@ -14,6 +14,7 @@ use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::hypercall;
+use lamina_arch::instruction::Instructions;
 use lamina_arch::msr;
 use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
@@ -68,6 +69,8 @@ pub struct VmxVcpu {
     trap_pending: bool,
     /// Processor-based controls as the VMCS has them.
     processor_controls: u32,
+    /// Secondary controls, without those of the local APIC.
+    secondary_controls: u32,
     extended: ExtendedState,
     switched: Switched,
     ept_pointer: u64,
@@ -92,6 +95,7 @@ impl VmxVcpu {
             event: None,
             trap_pending: false,
             processor_controls: shared.controls.processor,
+            secondary_controls: shared.controls.secondary,
             extended: ExtendedState::new(),
             switched: Switched::new(shared.controls.secondary & Secondary::ENABLE_RDTSCP.bits() != 0),
             ept_pointer: 0,
@@ -401,6 +405,18 @@ impl Vcpu for VmxVcpu {
         self.vmcs.current().write(field::CR4_GUEST_HOST_MASK, !(bits - CR4_FORCED).bits());
     }
 
+    fn hide(&mut self, instructions: Instructions) {
+        let allowed = self.shared.capabilities.allowed_secondary();
+        let mut controls = Secondary::from_bits_retain(self.secondary_controls);
+        controls.set(Secondary::RDRAND_EXITING, instructions.contains(Instructions::RDRAND));
+        controls.set(Secondary::RDSEED_EXITING, instructions.contains(Instructions::RDSEED));
+        if instructions.contains(Instructions::INVPCID) {
+            controls.remove(Secondary::ENABLE_INVPCID);
+        }
+        self.secondary_controls = (controls & allowed).bits();
+        self.vmcs.current().write(field::SECONDARY_CONTROLS, self.secondary_controls);
+    }
+
     fn set_speculation_control(&mut self, value: u64) {
         self.frame.defences.set_control(value, self.loaded);
     }
@@ -428,7 +444,8 @@ impl Vcpu for VmxVcpu {
     fn apic_changed(&mut self, mode: ApicMode) {
         let Some(apic) = &mut self.apic else { return };
         let mut vmcs = self.vmcs.current();
-        if apic.set_mode(&mut vmcs, self.shared, mode, &mut self.processor_controls) {
+        let secondary = self.secondary_controls;
+        if apic.set_mode(&mut vmcs, self.shared, mode, &mut self.processor_controls, secondary) {
             // Translations do not tell whether accesses to the page were virtualized.
             invalidate_ept(self.ept_pointer);
             invalidate_vpid(self.vpid);

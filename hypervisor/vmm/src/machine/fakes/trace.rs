@@ -4,6 +4,7 @@ use std::vec::Vec;
 
 use lamina_arch::cr::Cr4;
 use lamina_arch::event::Event;
+use lamina_arch::instruction::Instructions;
 use lamina_arch::time::Tsc;
 
 use crate::apic::ApicMode;
@@ -39,6 +40,8 @@ pub struct Trace {
     pub tsc_offset: i64,
     /// CR4 bits that need no exit.
     pub allowed_cr4: Option<Cr4>,
+    /// Instructions that were taken away.
+    pub hidden: Option<Instructions>,
     /// Vectors that the virtualized local APIC delivered.
     pub virtual_interrupts: Vec<u8>,
     /// How the local APIC was virtualized, one after the other.

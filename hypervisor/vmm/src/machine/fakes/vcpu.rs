@@ -8,6 +8,7 @@ use lamina_arch::cr::{Cr4, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::{Direction, Exit, IoExit, Kind, NestedFault};
 use lamina_arch::hypercall;
+use lamina_arch::instruction::Instructions;
 use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
@@ -460,6 +461,10 @@ impl Vcpu for FakeVcpu {
 
     fn allow_cr4(&mut self, bits: Cr4) {
         self.trace(|t| t.allowed_cr4 = Some(bits));
+    }
+
+    fn hide(&mut self, instructions: Instructions) {
+        self.trace(|t| t.hidden = Some(instructions));
     }
 
     fn set_speculation_control(&mut self, value: u64) {

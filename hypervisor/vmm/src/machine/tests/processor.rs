@@ -4,6 +4,7 @@ use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, vector};
 use lamina_arch::exit::{CrAccess, CrExit, Exit};
 use lamina_arch::hypercall as abi;
+use lamina_arch::instruction::Instructions;
 use lamina_arch::msr;
 use lamina_arch::regs::{Gpr, SysReg};
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
@@ -142,6 +143,7 @@ fn cpuid_follows_cr4_and_xcr0() {
 #[test]
 fn cr4_that_may_be_changed_without_an_exit_is_what_cpuid_shows() {
     let world = run_one([]);
+    assert_eq!(world.trace(1).hidden, Some(Instructions::empty()), "the model shows all that there is");
     let allowed = world.trace(1).allowed_cr4.unwrap();
     assert!(allowed.contains(Cr4::PAE | Cr4::PGE | Cr4::OSXSAVE | Cr4::SMEP | Cr4::FSGSBASE));
     assert!(!allowed.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::CET));

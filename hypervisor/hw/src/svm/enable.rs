@@ -12,7 +12,7 @@ use lamina_arch::svm::features::{Capabilities, Features, LEAF, LEAF1_ECX_SVM, VM
 use lamina_arch::svm::speculation::plan;
 use lamina_vmm::frames::FrameSize;
 use raw_cpuid::native_cpuid::cpuid_count;
-use raw_cpuid::{CpuId, CpuIdResult};
+use raw_cpuid::{CpuId, CpuIdResult, Hypervisor};
 use x86_64::registers::control::{Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
 
@@ -97,6 +97,8 @@ pub struct Shared {
     pub largest_page: FrameSize,
     /// The processor has TSC_AUX.
     pub tsc_aux: bool,
+    /// What EVENTINJ injects may come twice: see `resume`.
+    pub injects_twice: bool,
     /// What is done against speculation.
     pub plan: Plan,
     /// Which MSRs do not exit.
@@ -146,6 +148,7 @@ impl Svm {
             capabilities,
             largest_page: if control::has_huge_pages() { FrameSize::Size1G } else { FrameSize::Size2M },
             tsc_aux,
+            injects_twice: cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU),
             plan,
             msr_map: bitmaps::msr(tsc_aux),
             io_map: bitmaps::io(),

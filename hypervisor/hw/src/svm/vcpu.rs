@@ -27,7 +27,7 @@ use super::enable::Shared;
 use super::entry::{Frame, enter};
 use super::explain::explain;
 use super::quick::{InGuest, next_rip, offer, step};
-use super::resume::{Entry, resume};
+use super::resume::{Entry, resume, undelivered};
 use super::setup::{EFER_FORCED, setup};
 use super::step::{Follows, Stepper, behind_instruction};
 use super::switched::{read_debug, write_debug, write_tsc_aux};
@@ -46,6 +46,8 @@ pub struct SvmVcpu {
     captured: Captured,
     /// To be injected at the next entry.
     event: Option<Event>,
+    /// The interrupt that the last exit came before, where VMRUN was to deliver it.
+    undelivered: Option<Event>,
     stepper: Stepper,
     interrupt_window: bool,
     nmi_window: bool,
@@ -70,6 +72,7 @@ impl SvmVcpu {
             vmcb,
             captured: Captured::default(),
             event: None,
+            undelivered: None,
             stepper: Stepper::default(),
             interrupt_window: false,
             nmi_window: false,
@@ -102,7 +105,9 @@ impl SvmVcpu {
         if event.is_some_and(|event| event.kind == EventKind::Nmi) {
             self.stepper.nmi_injected(vmcb);
         }
-        resume(vmcb, &Entry { event, interrupt_window: self.interrupt_window && !in_shadow, flush });
+        let interrupt_window = self.interrupt_window && !in_shadow;
+        let entry = Entry { event, interrupt_window, at_once, injects_twice: self.shared.injects_twice, flush };
+        let virtual_interrupt = resume(vmcb, &entry);
         // There is no timer in the VMCB: the machine's ends the guest's run like any interrupt.
         apic::arm(if at_once { Tsc(0) } else { deadline });
         percpu::current().current_vm.store(self.asid, Ordering::Relaxed);
@@ -112,6 +117,7 @@ impl SvmVcpu {
         unsafe { enter(&mut self.frame, self.vmcb.hpa(), self.shared.host.hpa()) };
         let vmcb = self.vmcb.fields();
         self.frame.gprs.set(Gpr::Rax, vmcb.read(vmcb::RAX));
+        self.undelivered = virtual_interrupt.filter(|_| undelivered(vmcb));
     }
 
     /// Has `quick` do what the run loop would before the next entry. False where the run loop itself is to: a trap that
@@ -193,7 +199,7 @@ impl Vcpu for SvmVcpu {
             self.enter(deadline);
             let at = timer::now();
             let vmcb = self.vmcb.fields();
-            if !self.stepper.is_stepping() {
+            if !self.stepper.is_stepping() && self.undelivered.is_none() {
                 let registers = &mut InGuest { frame: &mut self.frame, vmcb, extended: &self.extended };
                 let (answer, kind) = offer(registers, tells_next_rip, at, quick);
                 if answer != Answer::Refused {
@@ -219,7 +225,7 @@ impl Vcpu for SvmVcpu {
             match self.stepper.after_exit(vmcb, self.captured.code) {
                 Follows::Decode => return Ok(Ran::Exit(decode(&self.captured))),
                 Follows::NmiWindow if self.nmi_window => return Ok(Ran::Exit(Exit::NmiWindow)),
-                Follows::NmiWindow | Follows::Again => {}
+                Follows::NmiWindow | Follows::Again => self.event = self.undelivered.take(),
             }
         }
     }
@@ -347,7 +353,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn interrupted_event(&mut self) -> Option<Event> {
-        interrupted_event(&self.captured)
+        self.undelivered.or_else(|| interrupted_event(&self.captured))
     }
 
     fn request_interrupt_window(&mut self, wanted: bool) {

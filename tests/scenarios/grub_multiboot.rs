@@ -5,7 +5,7 @@ use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
 
 pub const SCENARIO: Scenario =
-    Scenario { name: "grub_multiboot", needs: Needs::Firmware, limit: 1200, long: false, run };
+    Scenario { name: "grub_multiboot", needs: Needs::Machine, limit: 1200, long: false, run };
 
 fn run(stage: &Stage) -> Result<()> {
     let mut machine = stage.boot(

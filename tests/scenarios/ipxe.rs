@@ -4,7 +4,7 @@
 use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
 
-pub const SCENARIO: Scenario = Scenario { name: "ipxe", needs: Needs::Firmware, limit: 1200, long: false, run };
+pub const SCENARIO: Scenario = Scenario { name: "ipxe", needs: Needs::Machine, limit: 1200, long: false, run };
 
 fn run(stage: &Stage) -> Result<()> {
     let mut machine = stage.boot(

@@ -5,6 +5,7 @@ use bolero::check;
 use lamina_arch::addr::Gpa;
 use lamina_arch::event::{Event, EventKind};
 use lamina_arch::exit::{CrAccess, Direction, Exit, NestedFault};
+use lamina_arch::msr;
 use lamina_arch::time::Frequency;
 use lamina_arch::vmx::capabilities::Capabilities;
 use lamina_arch::vmx::{exit as vmx_exit, field, interruption, rules as vmx_rules};
@@ -51,7 +52,14 @@ fn vmx_exits_decode_totally_and_within_their_fields() {
                     Some(CrAccess::Clts | CrAccess::Lmsw { .. }) => {}
                     None => panic!("VMX always says what was done"),
                 },
+                // An access to the page that the processor keeps for the local APIC (44): the qualification has the offset.
+                Exit::NestedFault(NestedFault { gpa, .. }) if reason & 0xffff == 44 => match qualification >> 12 & 0xf {
+                    10 | 15 => assert_eq!(gpa, Gpa(msr::APIC_BASE_AFTER_RESET)),
+                    _ => assert_eq!(gpa, Gpa(msr::APIC_BASE_AFTER_RESET + (qualification & 0xfff))),
+                },
                 Exit::NestedFault(NestedFault { gpa, .. }) => assert_eq!(gpa, Gpa(guest_physical)),
+                Exit::ApicWrite { offset } => assert_eq!(u64::from(offset), qualification & 0xfff),
+                Exit::ApicEoi { vector } => assert_eq!(u64::from(vector), qualification & 0xff),
                 Exit::Unknown { reason: told, .. } => assert_eq!(told, u64::from(reason)),
                 _ => {}
             }

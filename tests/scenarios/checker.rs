@@ -10,6 +10,7 @@ pub const SCENARIO: Scenario = Scenario { name: "checker", needs: Needs::Machine
 const KNOWN: &[(Backend, &str, &str)] = &[
     (Backend::Tcg, "cr0-upper-half", "QEMU's emulation drops bits 63:32 of what is moved to CR0 instead of #GP"),
     (Backend::Tcg, "fs-base-not-canonical", "QEMU's emulation takes any FS base"),
+    (Backend::Tcg, "absent-instruction-RDSEED", "QEMU's emulation executes RDSEED wherever it shows RDRAND"),
     (Backend::Tcg, "absent-instruction-TPAUSE", "QEMU's emulation executes TPAUSE as MFENCE on every processor"),
     (
         Backend::BochsSvm,

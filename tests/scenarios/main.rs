@@ -7,6 +7,7 @@ mod checker;
 mod clocks;
 mod conformance;
 mod console;
+mod contained;
 mod counts;
 mod cpu_models;
 mod debian_amd64;
@@ -45,6 +46,7 @@ mod seabios;
 mod ticker;
 mod triple;
 mod uefi;
+mod watchdog;
 
 fn main() {
     lamina_tests::main(&[
@@ -65,6 +67,8 @@ fn main() {
         outside::SCENARIO,
         exit_statuses::SCENARIO,
         console::SCENARIO,
+        contained::SCENARIO,
+        watchdog::SCENARIO,
         counts::SCENARIO,
         mitigations::SCENARIO,
         cpu_models::SCENARIO,

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use bitflags::bitflags;
 use lamina_arch::time::{Frequency, Tsc};
 use lamina_vmm::chipset::Signal;
+use lamina_vmm::fault::{self, Site};
 use lamina_vmm::layout::S5_SLP_TYP;
 
 /// Rate of the timer. Unit: Hz.
@@ -60,6 +61,7 @@ impl AcpiPm {
 
     /// Reads from `offset` in the block, in one access: the timer never tears.
     pub fn read(&mut self, now: Tsc, offset: u8, data: &mut [u8]) {
+        fault::point(Site::PmRead);
         self.advance(now);
         let mut block = [0xff; BLOCK_SIZE as usize];
         block[0..2].copy_from_slice(&self.status.bits().to_le_bytes());
@@ -73,6 +75,7 @@ impl AcpiPm {
 
     /// Writes from `offset` in the block.
     pub fn write(&mut self, now: Tsc, offset: u8, data: &[u8]) -> Signal {
+        fault::point(Site::PmWrite);
         self.advance(now);
         let mut signal = Signal::None;
         for (at, &byte) in (usize::from(offset)..).zip(data) {

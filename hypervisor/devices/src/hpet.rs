@@ -8,6 +8,7 @@
 
 use crate::clock::Clock;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::fault::{self, Site};
 use lamina_vmm::layout;
 
 /// Rate of the counter: 16 ns per tick. Unit: Hz.
@@ -127,6 +128,7 @@ impl Hpet {
 
     /// Reads from `offset` in the page, in accesses of up to 8 bytes.
     pub fn read(&mut self, now: Tsc, offset: u64, data: &mut [u8]) {
+        fault::point(Site::HpetRead);
         self.advance(now);
         for (at, byte) in (offset & 0xfff..).zip(data) {
             // All bytes of an access are of one moment.
@@ -137,6 +139,7 @@ impl Hpet {
 
     /// Writes to `offset` in the page, in accesses of up to 8 bytes; what crosses the end of a register is lost.
     pub fn write(&mut self, now: Tsc, offset: u64, data: &[u8]) {
+        fault::point(Site::HpetWrite);
         self.advance(now);
         let offset = offset & 0xfff;
         let mut bytes = self.written_over(now, offset & !7).to_le_bytes();

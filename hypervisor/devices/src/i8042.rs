@@ -9,6 +9,7 @@
 use crate::keyboard::Keyboard;
 use lamina_arch::time::{Frequency, Tsc};
 use lamina_vmm::chipset::{Key, Signal};
+use lamina_vmm::fault::{self, Site};
 
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
 const STATUS_SYSTEM: u8 = 1 << 2;
@@ -107,6 +108,7 @@ impl I8042 {
 
     /// Reads port 0x60.
     pub fn read_data(&mut self) -> u8 {
+        fault::point(Site::KeyboardRead);
         if let Some(Output::Keyboard(byte) | Output::Controller(byte)) = self.output.take() {
             self.last_output = byte;
         }

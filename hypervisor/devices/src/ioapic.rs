@@ -4,6 +4,8 @@
 //! send. Whether a local APIC takes a message is not known here: the caller fetches each with
 //! [`IoApic::take_message`] and reports back with [`IoApic::accepted`].
 
+use lamina_vmm::fault::{self, Site};
+
 /// Inputs.
 pub const PINS: u8 = 24;
 const ALL_PINS: u32 = (1 << PINS) - 1;
@@ -98,6 +100,7 @@ impl IoApic {
 
     /// Reads `data.len()` bytes from `offset` in the page.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
+        fault::point(Site::IoApicRead);
         let value = match offset & !3 {
             0x00 => u32::from(self.index),
             0x10 => self.read_window(),
@@ -110,6 +113,7 @@ impl IoApic {
 
     /// Writes to `offset` in the page. The window takes doublewords only.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        fault::point(Site::IoApicWrite);
         match (offset, data) {
             (0x00, [index, ..]) => self.index = *index,
             (0x10, [a, b, c, d, ..]) => self.write_window(u32::from_le_bytes([*a, *b, *c, *d])),

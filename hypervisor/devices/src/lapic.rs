@@ -22,6 +22,7 @@ use lamina_arch::addr::{Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::time::{Frequency, Tsc};
 use lamina_vmm::apic::ApicMode;
+use lamina_vmm::fault::{self, Site};
 use lamina_vmm::layout;
 use registers::Registers;
 use timer::{Mode, Timer};
@@ -177,6 +178,7 @@ impl Lapic {
 
     /// Reads from `offset` in the page; registers are doublewords at multiples of 16.
     pub fn read(&mut self, now: Tsc, offset: u64, data: &mut [u8]) {
+        fault::point(Site::LapicRead);
         let number = (offset >> 4 & 0xff) as u32;
         let value = match self.read_register(now, number) {
             Some(value) => value,
@@ -192,6 +194,7 @@ impl Lapic {
 
     /// Writes to `offset` in the page. What is not a whole doubleword at a multiple of 16 has no effect.
     pub fn write(&mut self, now: Tsc, offset: u64, data: &[u8]) -> Effect {
+        fault::point(Site::LapicWrite);
         let (0, &[a, b, c, d, ..]) = (offset & 0xf, data) else { return Effect::None };
         let effect = self.write_memory(now, (offset >> 4 & 0xff) as u32, u32::from_le_bytes([a, b, c, d]));
         self.settle();

@@ -41,6 +41,7 @@ use lamina_vmm::apic::{ApicMode, ApicPage};
 use lamina_vmm::bus::{Bus, Overlap, PortMap, open_bus};
 use lamina_vmm::chipset::{Attention, Chipset, ChipsetSetup, Extras, Key, Signal};
 use lamina_vmm::dma::{DmaRequest, TRANSFER_MAX};
+use lamina_vmm::fault::{self, Site};
 use lamina_vmm::layout;
 use ports::Port;
 use timers::Deadlines;
@@ -298,6 +299,7 @@ impl Chipset for Pc {
 
     #[inline(always)]
     fn acknowledge(&mut self) -> Option<u8> {
+        fault::point(Site::Acknowledge);
         if !self.attention.contains(Attention::INTERRUPT) {
             return None;
         }

@@ -15,6 +15,7 @@ mod function;
 use alloc::vec::Vec;
 use function::{Function, SIZE};
 use lamina_arch::addr::Gpa;
+use lamina_vmm::fault::{self, Site};
 use lamina_vmm::layout::{PIRQ_ISA_IRQS, PM1A_EVENT_PORT};
 
 /// Address register: the data port reaches configuration space.
@@ -97,6 +98,7 @@ impl Pci {
 
     /// Reads through the data port, `offset` bytes from 0xcfc. What lies beyond 0xcff reads as ones.
     pub fn read_data(&self, offset: u8, data: &mut [u8]) {
+        fault::point(Site::PciRead);
         let base = self.register();
         let function = self.target().and_then(|target| self.function(target));
         for (at, byte) in (usize::from(offset)..).zip(data) {
@@ -109,6 +111,7 @@ impl Pci {
 
     /// Writes through the data port, `offset` bytes from 0xcfc.
     pub fn write_data(&mut self, offset: u8, data: &[u8]) {
+        fault::point(Site::PciWrite);
         let base = self.register();
         let Some(target) = self.target() else { return };
         let Some(function) = self.function_mut(target) else { return };

@@ -8,6 +8,8 @@
 //! virtual processor may take an interrupt much later than a real one. The initialization command word's
 //! level-triggered mode bit (LTIM) has no effect, as with every chipset that has the ELCRs.
 
+use lamina_vmm::fault::{self, Site};
+
 /// Input of the first chip that the second's output drives.
 const CASCADE: u8 = 2;
 /// Inputs of each chip that may be level-triggered: not the timer, keyboard, cascade, RTC and coprocessor.
@@ -266,6 +268,7 @@ impl Pic {
 
     /// Reads the command port (0x20, 0xa0) or the data port (0x21, 0xa1).
     pub fn read(&mut self, which: Which, data_port: bool) -> u8 {
+        fault::point(Site::PicRead);
         if self.chip(which).poll {
             return self.poll(which);
         }
@@ -289,6 +292,7 @@ impl Pic {
 
     /// Writes the command port (0x20, 0xa0) or the data port (0x21, 0xa1).
     pub fn write(&mut self, which: Which, data_port: bool, value: u8) {
+        fault::point(Site::PicWrite);
         let chip = self.chip(which);
         if data_port {
             chip.write_data(value);

@@ -13,6 +13,7 @@ mod counter;
 use crate::clock::Clock;
 use counter::Counter;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::fault::{self, Site};
 
 /// The input clock of each counter. Unit: Hz.
 pub const PIT_HZ: u64 = 1_193_182;
@@ -55,6 +56,8 @@ impl Pit {
 
     /// Reads the port at `offset` from 0x40; the control word (offset 3) cannot be read.
     pub fn read(&mut self, now: Tsc, offset: u8) -> u8 {
+        fault::point(Site::PitRead);
+        fault::point(Site::HangDevice);
         let tick = self.tick(now);
         match self.counters.get_mut(usize::from(offset)) {
             Some(counter) => {
@@ -67,6 +70,7 @@ impl Pit {
 
     /// Writes the port at `offset` from 0x40.
     pub fn write(&mut self, now: Tsc, offset: u8, value: u8) {
+        fault::point(Site::PitWrite);
         self.advance(now);
         let tick = self.tick(now);
         let was_high = self.counters[0].out(tick);

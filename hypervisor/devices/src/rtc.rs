@@ -9,6 +9,7 @@ mod calendar;
 use crate::clock::Clock;
 use calendar::{DAY, DateTime};
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::fault::{self, Site};
 
 /// The time base. Unit: Hz.
 const BASE_HZ: u64 = 32_768;
@@ -99,6 +100,7 @@ impl Rtc {
 
     /// Reads the data port (0x71).
     pub fn read_data(&mut self, now: Tsc) -> u8 {
+        fault::point(Site::RtcRead);
         self.advance(now);
         let tick = self.clock.ticks(now);
         let value = self.register(self.index);
@@ -116,6 +118,7 @@ impl Rtc {
 
     /// Writes the data port (0x71).
     pub fn write_data(&mut self, now: Tsc, value: u8) {
+        fault::point(Site::RtcWrite);
         self.advance(now);
         let tick = self.clock.ticks(now);
         match self.index {

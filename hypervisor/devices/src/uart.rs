@@ -7,6 +7,7 @@
 
 use bitflags::bitflags;
 use lamina_arch::time::{Frequency, Tsc};
+use lamina_vmm::fault::{self, Site};
 
 /// Depth of each FIFO. Unit: bytes.
 pub const FIFO_DEPTH: usize = 16;
@@ -137,6 +138,7 @@ impl Uart {
 
     /// Reads the register at `offset` (the low three bits count).
     pub fn read(&mut self, now: Tsc, offset: u8) -> u8 {
+        fault::point(Site::UartRead);
         let dlab = self.lcr & LCR_DLAB != 0;
         match offset & 7 {
             0 if dlab => self.divisor[0],
@@ -169,11 +171,13 @@ impl Uart {
     /// The line status, as a read of its register gives it; `None` where that would change something.
     #[inline]
     pub fn quiet_line_status(&self) -> Option<u8> {
+        fault::point(Site::UartRead);
         if self.overrun { None } else { Some(self.line_status()) }
     }
 
     /// Writes the register at `offset` (the low three bits count).
     pub fn write(&mut self, now: Tsc, offset: u8, value: u8) {
+        fault::point(Site::UartWrite);
         let dlab = self.lcr & LCR_DLAB != 0;
         match offset & 7 {
             0 if dlab => self.divisor[0] = value,
@@ -219,6 +223,7 @@ impl Uart {
 
     /// Gives the bytes that wait to `sink`, in order, until it returns false: that byte and the rest stay.
     pub fn take_output(&mut self, sink: &mut dyn FnMut(u8) -> bool) {
+        fault::point(Site::UartOutput);
         if !self.has_output() {
             return;
         }

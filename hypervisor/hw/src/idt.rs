@@ -1,14 +1,15 @@
 //! The interrupt descriptor table and the one entry path behind all 256 vectors.
 //!
 //! Owns the saving and restoring of registers around a handler. An exception of the hypervisor's own is always a bug:
-//! it is reported and ends the machine. Interrupts go to [`crate::interrupts`], NMIs are counted.
+//! it is reported and ends the machine. Interrupts go to [`crate::interrupts`], NMIs to [`crate::watchdog`], which may
+//! have the interrupted code go on elsewhere.
 
 use core::arch::naked_asm;
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
-use crate::{gdt, interrupts, report};
+use crate::{gdt, interrupts, report, watchdog};
 
 /// The registers of interrupted code, in the order in which the entry path and the processor push them.
 #[repr(C)]
@@ -118,9 +119,9 @@ extern "C" fn common_entry() {
 }
 
 /// Everything that came through the table.
-extern "C" fn trap(frame: &TrapFrame) {
+extern "C" fn trap(frame: &mut TrapFrame) {
     match u8::try_from(frame.vector).unwrap_or(u8::MAX) {
-        2 => interrupts::nmi(),
+        2 => watchdog::nmi(frame),
         0..=31 => report::exception(frame),
         vector => interrupts::dispatch(vector),
     }

@@ -1,6 +1,6 @@
 //! The machine's interrupts: which vector is whose, and what happens with each.
 //!
-//! Owns the map of vectors. [`dispatch`] is called from the interrupt descriptor table while the hypervisor idles, and
+//! Owns the map of vectors; non-maskable interrupts are the [`crate::watchdog`]'s. [`dispatch`] is called from the interrupt descriptor table while the hypervisor idles, and
 //! directly, with the acknowledged vector, when an interrupt ended a guest's run.
 
 use core::sync::atomic::Ordering;
@@ -56,11 +56,4 @@ pub fn accept_pending() {
     // The instruction behind STI still runs with interrupts blocked.
     nop();
     disable();
-}
-
-/// Handles a non-maskable interrupt: counts it. Takes no lock: it can come at any instruction.
-pub fn nmi() {
-    if let Some(cpu) = percpu::try_current() {
-        count(&cpu.nmis);
-    }
 }

@@ -14,6 +14,16 @@ const REDIRECTION: u32 = 0x10;
 const MASKED: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;
 const ACTIVE_LOW: u32 = 1 << 13;
+const NMI: u32 = 4 << 8;
+
+/// What a line's interrupt becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// An interrupt of this vector.
+    Vector(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+}
 
 /// One I/O APIC.
 #[derive(Debug)]
@@ -60,9 +70,9 @@ pub fn init(madt: &Madt) -> IoApics {
     IoApics(all)
 }
 
-/// Sends the ISA interrupt `irq` to `vector` of the processor whose local APIC is `lapic_id`. Returns the line it is
+/// Sends the ISA interrupt `irq`, as what `delivery` says, to the processor whose local APIC is `lapic_id`. Returns the line it is
 /// on, or `None` where no I/O APIC has that line or the ID does not fit into a redirection entry.
-pub fn route_isa(apics: &mut IoApics, madt: &Madt, irq: u8, vector: u8, lapic_id: u32) -> Option<u32> {
+pub fn route_isa(apics: &mut IoApics, madt: &Madt, irq: u8, delivery: Delivery, lapic_id: u32) -> Option<u32> {
     let source = madt.isa(irq);
     let destination = u8::try_from(lapic_id).ok()?;
     let holds = |apic: &&mut IoApic| source.line.checked_sub(apic.first_line).is_some_and(|line| line < apic.lines);
@@ -72,6 +82,14 @@ pub fn route_isa(apics: &mut IoApics, madt: &Madt, irq: u8, vector: u8, lapic_id
     let polarity = if source.active_low { ACTIVE_LOW } else { 0 };
     // The destination first: the low half unmasks.
     apic.write(index + 1, u32::from(destination) << 24);
-    apic.write(index, u32::from(vector) | level | polarity);
+    apic.write(
+        index,
+        polarity
+            | match delivery {
+                Delivery::Vector(vector) => u32::from(vector) | level,
+                // Always by its edge.
+                Delivery::Nmi => NMI,
+            },
+    );
     Some(source.line)
 }

@@ -22,6 +22,7 @@ pub const NEITHER: &str =
     "this processor has neither VT-x (CPUID 1:ECX.VMX is 0) nor AMD-V (CPUID 0x80000001:ECX.SVM is 0)";
 
 pub mod apic;
+mod contain;
 pub mod control;
 pub mod events;
 pub mod exit;
@@ -46,5 +47,6 @@ pub mod svm;
 pub mod symbols;
 pub mod timer;
 pub mod vmx;
+pub mod watchdog;
 pub mod window;
 pub mod xstate;

@@ -155,6 +155,25 @@ pub fn write_waiting() {
     }
 }
 
+/// Puts a line into the queue, whatever the level: for the report of a bug that is contained. Written at once where no
+/// console drains the queue yet.
+pub fn queue_line(line: fmt::Arguments<'_>) {
+    let line = format!("{line}");
+    let mut queue = QUEUE.lock();
+    match queue.as_mut() {
+        Some(queue) => queue.lines.push_back(line),
+        None => {
+            let _ = writeln!(Polled, "{line}");
+        }
+    }
+    WAITING.store(true, Ordering::Relaxed);
+}
+
+/// Whether somebody holds the queue's lock.
+pub fn is_locked() -> bool {
+    QUEUE.is_locked()
+}
+
 /// Opens the queue's lock whoever holds it, for the report of a bug.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use lamina_arch::addr::{Hpa, PAGE_2M, PAGE_4K};
 use linked_list_allocator::Heap;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// Where all of physical memory is mapped, writable and never executable: host-physical address 0 is here. The loader
 /// is asked for its own map at the same address, so that pointers live through the change of page tables.
@@ -154,6 +154,14 @@ const fn direct_index(address: u64) -> usize {
     index
 }
 
+/// The heap that is in use.
+static HEAP: Once<&KernelHeap> = Once::new();
+
+/// Whether somebody holds the heap's lock.
+pub fn heap_is_locked() -> bool {
+    HEAP.get().is_some_and(|heap| heap.0.is_locked())
+}
+
 /// The heap, for `#[global_allocator]`. Shared by all processors; interrupt handlers do not allocate.
 pub struct KernelHeap(Mutex<Heap>);
 
@@ -167,7 +175,8 @@ impl KernelHeap {
     ///
     /// # Safety
     /// Called once. The memory is usable, mapped writable at its place in the direct map for good, and nobody else's.
-    pub unsafe fn init(&self, start: Hpa, length: u64) {
+    pub unsafe fn init(&'static self, start: Hpa, length: u64) {
+        HEAP.call_once(|| self);
         // SAFETY: the caller guarantees that the memory is mapped, ours alone, and stays so.
         unsafe { self.0.lock().init(direct(start), direct_index(length)) };
     }

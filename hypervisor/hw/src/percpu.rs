@@ -5,7 +5,7 @@
 
 use alloc::boxed::Box;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
@@ -33,6 +33,20 @@ pub struct PerCpu {
     pub unexpected_interrupts: AtomicU64,
     /// Non-maskable interrupts.
     pub nmis: AtomicU64,
+    /// The VM that is worked for, from 1; 0 for none: what a bug can be contained in.
+    pub work: AtomicU64,
+    /// The stack pointer that the run loop goes on with where work is abandoned, 0 for none.
+    pub checkpoint: AtomicU64,
+    /// Changes whenever something has come further; see `watchdog`.
+    pub progress: AtomicU64,
+    /// What it was at the last non-maskable interrupt.
+    pub progress_seen: AtomicU64,
+    /// How many of those in a row have found no progress.
+    pub stalls: AtomicU32,
+    /// Host-physical address of the VMCB that is loaded, 0 for none.
+    pub current_vmcb: AtomicU64,
+    /// A bug is being reported that is to be contained.
+    pub reporting: AtomicBool,
     /// What is in the registers that move with a vCPU while none is loaded.
     pub left: Left,
 }
@@ -72,6 +86,13 @@ pub fn init(id: u32, lapic_id: u32) -> &'static PerCpu {
         serial_interrupts: AtomicU64::new(0),
         unexpected_interrupts: AtomicU64::new(0),
         nmis: AtomicU64::new(0),
+        work: AtomicU64::new(0),
+        checkpoint: AtomicU64::new(0),
+        progress: AtomicU64::new(0),
+        progress_seen: AtomicU64::new(0),
+        stalls: AtomicU32::new(0),
+        current_vmcb: AtomicU64::new(0),
+        reporting: AtomicBool::new(false),
         left: Left::default(),
     }));
     let address = core::ptr::from_mut(state).expose_provenance() as u64;

@@ -4,16 +4,20 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::arch::naked_asm;
+use core::sync::atomic::Ordering;
 use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
 use lamina_vmm::frames::FrameStock;
-use lamina_vmm::host::{Host, HostMemory};
+use lamina_vmm::host::{Bug, Host, HostMemory};
 use lamina_vmm::vcpu::Vcpu;
-use x86_64::instructions::interrupts::{disable, enable_and_hlt};
 
 use crate::guest_ram::GuestRam;
 use crate::memory::KernelHeap;
-use crate::{apic, interrupts, logger, paging, rtc, serial, timer};
+use crate::{apic, contain, interrupts, logger, paging, percpu, rtc, serial, timer, watchdog, xstate};
+
+/// Memory that is cleared before the watchdog is told that this has come further. Unit: bytes.
+const ZEROED_AT_ONCE: usize = 16 << 20;
 
 /// A vendor's way of making virtual processors.
 pub trait Backend {
@@ -75,7 +79,11 @@ impl<B> HostMemory for Platform<B> {
     }
 
     fn zero(&mut self, at: Hpa, length: u64) {
-        self.memory.zero(at, length);
+        // A frame may be as large as 1 GiB.
+        for from in (0..length).step_by(ZEROED_AT_ONCE) {
+            self.memory.zero(at + from, (length - from).min(ZEROED_AT_ONCE as u64));
+            watchdog::progress();
+        }
     }
 
     #[inline]
@@ -99,6 +107,37 @@ impl<B> HostMemory for Platform<B> {
 impl<B: Backend> Host for Platform<B> {
     type Vcpu = B::Vcpu;
 
+    fn survive(work: &mut dyn FnMut()) -> bool {
+        contain::survive(work)
+    }
+
+    #[inline]
+    fn begin_work(&mut self, vm: usize) {
+        percpu::current().work.store(vm as u64 + 1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn end_work(&mut self) {
+        percpu::current().work.store(0, Ordering::Relaxed);
+    }
+
+    fn take_bug(&mut self) -> Option<Bug> {
+        contain::take_bug()
+    }
+
+    fn forget_vcpu(&mut self) {
+        let cpu = percpu::current();
+        // Its VMCS, if it has one, is current still, and the next one that is used becomes it. Its page is never freed.
+        cpu.current_vmcs.store(0, Ordering::Relaxed);
+        cpu.current_vm.store(0, Ordering::Relaxed);
+        cpu.current_vmcb.store(0, Ordering::Relaxed);
+        // Nobody knows what it left in the MSRs that move: the next vCPU writes all of its own. What it asked of the
+        // processor's predictions stays until another vCPU that asks for something, and only restricts.
+        cpu.left.known.store(false, Ordering::Relaxed);
+        apic::disarm();
+        xstate::forget();
+    }
+
     fn now(&self) -> Tsc {
         timer::now()
     }
@@ -117,13 +156,18 @@ impl<B: Backend> Host for Platform<B> {
     }
 
     fn handle_interrupt(&mut self, vector: Option<u8>) {
+        // Everybody's: a bug in there is not this VM's alone.
+        let cpu = percpu::current();
+        let work = cpu.work.swap(0, Ordering::Relaxed);
         match vector {
             Some(vector) => interrupts::dispatch(vector),
             None => interrupts::accept_pending(),
         }
+        cpu.work.store(work, Ordering::Relaxed);
     }
 
     fn handle_pending_interrupts(&mut self) {
+        watchdog::progress();
         interrupts::accept_pending();
     }
 
@@ -203,9 +247,30 @@ pub fn idle(until: Option<Tsc>) {
         // A deadline that is past interrupts at once.
         apic::arm(until);
     }
-    enable_and_hlt();
-    disable();
+    // SAFETY: interrupts are handled, and are off again behind it.
+    unsafe { halt() };
+    watchdog::progress();
     if until.is_some() {
         apic::disarm();
     }
+}
+
+/// Halts until an interrupt was handled; STI keeps them away until HLT is executed. Non-maskable ones are not kept away:
+/// [`watchdog::nmi`] leaves HLT out where one came in between.
+///
+/// # Safety
+/// Interrupts are off, and may be taken.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn halt() {
+    naked_asm!("sti", "hlt", "cli", "ret")
+}
+
+/// Length of HLT. Unit: bytes.
+pub(crate) const HALT_LENGTH: u64 = 1;
+/// Length of STI. Unit: bytes.
+const ENABLE_LENGTH: u64 = 1;
+
+/// Where HLT is that waits for interrupts.
+pub(crate) fn halt_address() -> u64 {
+    (halt as *const ()).expose_provenance() as u64 + ENABLE_LENGTH
 }

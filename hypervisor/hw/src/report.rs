@@ -1,8 +1,10 @@
-//! The report of a bug of the hypervisor's own: an exception or a panic. Always ends the machine.
+//! The report of a bug of the hypervisor's own: an exception or a panic. Ends the machine, except where a panic can be
+//! contained: then the report goes to the console and the run loop goes on.
 //!
-//! Owns the last words. Takes no lock that the interrupted code may hold, allocates nothing, and ends the machine even
-//! where reporting itself fails.
+//! Owns the last words. They take no lock that the interrupted code may hold, allocate nothing, and end the machine even
+//! where reporting itself fails. A report that is contained may do all of that, as nobody holds a lock then.
 
+use alloc::format;
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
@@ -12,10 +14,13 @@ use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
 use crate::exit::end_machine;
 use crate::idt::TrapFrame;
 use crate::logger::Polled;
-use crate::{logger, paging, percpu, screen, serial, symbols};
+use crate::watchdog::PATIENCE_SECONDS;
+use crate::{contain, logger, paging, percpu, screen, serial, svm, symbols, vmx};
 
 /// The status of a machine that ended by a bug.
 pub const STATUS: u32 = 101;
+/// RFLAGS with interrupts off and upwards strings: the bit that is always set.
+const RFLAGS_FIXED: u64 = 2;
 /// Longest backtrace. Unit: frames.
 const DEPTH: usize = 32;
 
@@ -28,6 +33,11 @@ const STACK_WINDOW: core::ops::Range<u64> = paging::STACKS..paging::DEVICES;
 /// Opens a report; ends the machine at once where another one failed in the middle.
 fn begin() {
     x86_64::instructions::interrupts::disable();
+    // What goes wrong in a report that was to be contained is not contained.
+    if let Some(cpu) = percpu::try_current() {
+        cpu.reporting.store(false, Ordering::Relaxed);
+        cpu.work.store(0, Ordering::Relaxed);
+    }
     let earlier = REPORTS.fetch_add(1, Ordering::SeqCst);
     if earlier > 2 {
         end_machine(STATUS);
@@ -50,7 +60,11 @@ fn begin() {
     logger::write_waiting();
 }
 
+/// A line of a report: to the console where that goes on, else to the port.
 fn say(line: fmt::Arguments<'_>) {
+    if percpu::try_current().is_some_and(|cpu| cpu.reporting.load(Ordering::Relaxed)) {
+        return logger::queue_line(line);
+    }
     // Nobody is left to tell of a port that does not take it.
     let _ = writeln!(Polled, "{line}");
 }
@@ -60,16 +74,28 @@ fn finish() -> ! {
     end_machine(STATUS);
 }
 
-/// Reports a panic and ends the machine.
+/// Reports a panic. Ends the machine, or where it came up in work for one VM that can be abandoned, that work.
 pub fn panic(info: &PanicInfo<'_>) -> ! {
+    let frame: u64;
+    // SAFETY: only reads RBP.
+    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    if let Some(bug) = contain::begin() {
+        let what = match info.location() {
+            Some(at) => format!("panicked at {}:{}:{}: {}", at.file(), at.line(), at.column(), info.message()),
+            None => format!("panicked: {}", info.message()),
+        };
+        say(format_args!("{what}, in work for VM {}", bug.vm() + 1));
+        backtrace(None, frame);
+        let checkpoint = bug.end(what);
+        // SAFETY: `contain::begin` found that the run loop waits behind the checkpoint on this stack, and that nothing
+        // that is abandoned is needed by anybody.
+        unsafe { contain::leave(checkpoint) };
+    }
     begin();
     match info.location() {
         Some(at) => say(format_args!("panicked at {}:{}:{}: {}", at.file(), at.line(), at.column(), info.message())),
         None => say(format_args!("panicked: {}", info.message())),
     }
-    let frame: u64;
-    // SAFETY: only reads RBP.
-    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
     backtrace(None, frame);
     finish();
 }
@@ -86,6 +112,46 @@ pub fn refuse(reason: fmt::Arguments<'_>) -> ! {
     say(format_args!("error: {reason}"));
     say(format_args!("exit 1"));
     end_machine(1);
+}
+
+/// Reports that this processor is stuck, at `frame`. Ends the machine; or where it is stuck in work for one VM that can be
+/// abandoned, has the run loop go on without that VM when the interrupt's handler returns: by IRET, which also lets
+/// non-maskable interrupts in again.
+pub fn stuck(frame: &mut TrapFrame) {
+    let Some(bug) = contain::begin() else {
+        begin();
+        say(format_args!(
+            "watchdog: stuck for {PATIENCE_SECONDS} s in work for no virtual machine that can be stopped alone"
+        ));
+        say_last_exit();
+        registers(frame);
+        backtrace(Some(frame.rip), frame.rbp);
+        finish();
+    };
+    let what = match last_exit() {
+        Some((kind, rip)) => format!("stuck for {PATIENCE_SECONDS} s, last exit {kind} at rip {rip:#x}"),
+        None => format!("stuck for {PATIENCE_SECONDS} s"),
+    };
+    say(format_args!("watchdog: {what}, in work for VM {}", bug.vm() + 1));
+    registers(frame);
+    backtrace(Some(frame.rip), frame.rbp);
+    let checkpoint = bug.end(what);
+    frame.rip = (contain::leave as *const ()).expose_provenance() as u64;
+    frame.rdi = checkpoint;
+    frame.rsp = checkpoint;
+    frame.rflags = RFLAGS_FIXED;
+}
+
+/// What the guest that was on this processor last exited for, and where.
+fn last_exit() -> Option<(&'static str, u64)> {
+    vmx::last_exit().or_else(svm::last_exit)
+}
+
+fn say_last_exit() {
+    if let Some((kind, rip)) = last_exit() {
+        let vm = percpu::try_current().map_or(0, |cpu| cpu.current_vm.load(Ordering::Relaxed));
+        say(format_args!("last exit of a guest: VM {vm}, {kind}, rip {rip:#x}"));
+    }
 }
 
 /// Reports an exception of the hypervisor's own and ends the machine.
@@ -106,6 +172,14 @@ pub fn exception(frame: &TrapFrame) -> ! {
         };
         say(format_args!("{access} at {cr2:#018x}: {}", paging::describe(cr2)));
     }
+    registers(frame);
+    backtrace(Some(frame.rip), frame.rbp);
+    finish();
+}
+
+/// Says what was in the registers.
+fn registers(frame: &TrapFrame) {
+    let cr2 = Cr2::read_raw();
     let f = frame;
     say(format_args!(
         "rip {:#018x} rsp {:#018x} rflags {:#010x} cs {:#x} ss {:#x}",
@@ -117,8 +191,6 @@ pub fn exception(frame: &TrapFrame) -> ! {
     say(format_args!("r13 {:016x} r14 {:016x} r15 {:016x} cr2 {cr2:016x}", f.r13, f.r14, f.r15));
     let (cr0, cr3, cr4) = (Cr0::read_raw(), Cr3::read().0.start_address().as_u64(), Cr4::read_raw());
     say(format_args!("cr0 {cr0:016x} cr3 {cr3:016x} cr4 {cr4:016x}"));
-    backtrace(Some(frame.rip), frame.rbp);
-    finish();
 }
 
 /// Says who called whom, by the chain of frame pointers from `frame` on, innermost first.

@@ -175,6 +175,11 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
+/// Whether somebody holds the screen's lock.
+pub fn is_locked() -> bool {
+    SCREEN.is_locked()
+}
+
 /// Opens the screen's lock whoever holds it, for the report of a bug.
 ///
 /// # Safety

@@ -255,6 +255,11 @@ pub fn flush_polled() {
     }
 }
 
+/// Whether somebody holds the port's lock.
+pub fn is_locked() -> bool {
+    SERIAL.is_locked()
+}
+
 /// Opens the port's lock whoever holds it, for the report of a bug.
 ///
 /// # Safety

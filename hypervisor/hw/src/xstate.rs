@@ -98,6 +98,11 @@ fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// The state that is in the registers is nobody's any more: XCR0 is what it is while none is loaded.
+pub fn forget() {
+    set_xcr0(components().mask);
+}
+
 /// Where the parts of `register` are in a save area: the component, the offset, how many bytes.
 fn parts(register: ExtendedRegister) -> impl Iterator<Item = (usize, usize, usize)> {
     let components = components();

@@ -8,13 +8,14 @@ use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_4K};
 use lamina_hw::guest_ram::GuestRam;
+use lamina_hw::ioapic::Delivery;
 use lamina_hw::memory::{KernelHeap, Region, RegionKind};
 use lamina_hw::paging::AddressSpace;
 use lamina_hw::report::refuse;
 use lamina_hw::screen::Layout;
 use lamina_hw::{
     apic, control, gdt, idt, interrupts, ioapic, logger, madt, memory, paging, percpu, pic, screen, serial, symbols,
-    timer,
+    timer, watchdog,
 };
 use lamina_vmm::config::{self, Bundle, BundleError};
 
@@ -32,7 +33,7 @@ pub struct Ready {
 }
 
 /// Brings the machine up. What makes it unfit is told in one line, and ends it.
-pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
+pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready {
     serial::init();
     let framebuffer = framebuffer(boot);
     if let Some((start, layout)) = framebuffer {
@@ -104,11 +105,14 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &KernelHeap) -> Ready {
     log::info!("processor: TSC {}.{:03} MHz, {mode}, {timer}", tsc.hz() / 1_000_000, tsc.hz() / 1000 % 1000);
 
     let mut io_apics = ioapic::init(&madt);
-    match ioapic::route_isa(&mut io_apics, &madt, SERIAL_IRQ, interrupts::SERIAL, cpu.lapic_id) {
+    match ioapic::route_isa(&mut io_apics, &madt, SERIAL_IRQ, Delivery::Vector(interrupts::SERIAL), cpu.lapic_id) {
         Some(line) => log::debug!("{} processors, serial port on line {line} of {io_apics:?}", madt.processors),
         None => refuse(format_args!("no I/O APIC has the serial port's interrupt")),
     }
     serial::enable_interrupts();
+    if !watchdog::start(&mut io_apics, &madt, cpu.lapic_id) {
+        log::warn!("no watchdog: no I/O APIC has the 8254's interrupt");
+    }
 
     // SAFETY: first and only call. The pool is memory that the loader calls usable, left out of the direct map, and
     // without the heap, so no object of Rust's is in it.

@@ -11,6 +11,8 @@ use core::fmt;
 
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_2M, PAGE_4K};
 
+use crate::change::Change;
+
 mod census;
 mod stock;
 
@@ -136,6 +138,7 @@ pub struct FramePool {
     small_hint: usize,
     total: u64,
     used: u64,
+    change: Change,
 }
 
 impl FramePool {
@@ -167,6 +170,7 @@ impl FramePool {
             small_hint: 0,
             total: 0,
             used: 0,
+            change: Change::default(),
         };
         for i in 0..pool.regions.len() {
             let (start, end) = pool.regions[i];
@@ -228,13 +232,28 @@ impl FramePool {
 
     /// Takes a frame, aligned to its size. `None` where there is none of that size. What the frame holds is undefined.
     pub fn allocate(&mut self, size: FrameSize) -> Option<Hpa> {
+        self.change.begin();
         let at = match size {
-            FrameSize::Size4K => self.take_small()?,
-            FrameSize::Size2M => self.take_whole(1)?,
-            FrameSize::Size1G => self.take_whole(BLOCKS_PER_1G)?,
+            FrameSize::Size4K => self.take_small(),
+            FrameSize::Size2M => self.take_whole(1),
+            FrameSize::Size1G => self.take_whole(BLOCKS_PER_1G),
         };
-        self.used += size.bytes();
-        Some(at)
+        if at.is_some() {
+            self.used += size.bytes();
+        }
+        Change::end(self, |pool| &mut pool.change);
+        at
+    }
+
+    /// Leaves a change in the middle.
+    #[cfg(test)]
+    pub(crate) fn leave_open(&mut self) {
+        self.change.begin();
+    }
+
+    /// Whether a change of the pool was left in the middle.
+    pub fn is_broken(&self) -> bool {
+        self.change.is_open()
     }
 
     fn take_small(&mut self) -> Option<Hpa> {
@@ -282,6 +301,13 @@ impl FramePool {
     /// # Errors
     /// [`FreeError`]; the pool is then unchanged.
     pub fn free(&mut self, at: Hpa, size: FrameSize) -> Result<(), FreeError> {
+        self.change.begin();
+        let done = self.give_back(at, size);
+        Change::end(self, |pool| &mut pool.change);
+        done
+    }
+
+    fn give_back(&mut self, at: Hpa, size: FrameSize) -> Result<(), FreeError> {
         if !at.is_aligned(size.bytes()) {
             return Err(FreeError::Unaligned(at));
         }

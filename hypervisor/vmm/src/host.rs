@@ -34,10 +34,36 @@ pub trait HostMemory {
     fn release(&mut self) {}
 }
 
+/// A bug of ours that was contained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bug {
+    /// The number of the VM that was worked for.
+    pub vm: usize,
+    /// What it was.
+    pub what: String,
+}
+
 /// The machine.
 pub trait Host: HostMemory {
     /// The vendor's virtual processor.
     type Vcpu: Vcpu;
+
+    /// Does `work`; true where that came to its end. False where a bug of ours came up in a part of it that was done for
+    /// one VM, and that part was abandoned: nothing on its stack was dropped, what it had borrowed is as it left it, and
+    /// [`Host::take_bug`] tells. A bug anywhere else is the end of the machine.
+    fn survive(work: &mut dyn FnMut()) -> bool;
+
+    /// From here on, until [`Host::end_work`], what is done is done for VM `vm` alone.
+    fn begin_work(&mut self, vm: usize);
+
+    /// What is done from here on is everybody's.
+    fn end_work(&mut self);
+
+    /// The bug for which work was abandoned.
+    fn take_bug(&mut self) -> Option<Bug>;
+
+    /// The vCPU that is loaded, if one is, will never be unloaded: what it left in the processor is nobody's.
+    fn forget_vcpu(&mut self);
 
     /// The machine's time-stamp counter.
     fn now(&self) -> Tsc;

@@ -12,6 +12,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod apic;
 pub mod bus;
+pub mod change;
 pub mod chipset;
 pub mod config;
 pub mod console;
@@ -22,6 +23,7 @@ pub mod event;
 pub mod exit;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake_memory;
+pub mod fault;
 pub mod frames;
 #[cfg(test)]
 mod harness;

@@ -6,6 +6,7 @@
 
 mod audit;
 mod commands;
+mod contain;
 #[cfg(any(test, feature = "testing"))]
 pub mod fakes;
 #[cfg(any(test, feature = "plant"))]
@@ -18,11 +19,13 @@ mod traces;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
+use lamina_arch::addr::Hpa;
 use lamina_arch::time::Tsc;
 
 use crate::chipset::Chipset;
 use crate::config::{self, Bundle, ConfigError, VmConfig};
 use crate::console::{Console, Event};
+use crate::fault;
 use crate::frames::{FramePool, STOCK_FULL, empty_stock, fill_stock};
 use crate::host::Host;
 use crate::sched::Scheduler;
@@ -42,6 +45,8 @@ const RESET_REST_NS: u64 = 1_000_000_000;
 const CLEAR_AHEAD: usize = 16;
 /// Status of the machine when one did not.
 const STATUS_BAD: u32 = 1;
+/// Status of the machine where there was a bug of ours, contained or not: that of a panic.
+const STATUS_BUG: u32 = 101;
 
 /// A place for one VM, kept after its end.
 struct Slot<H: Host, C> {
@@ -84,6 +89,10 @@ pub struct Machine<H: Host, C> {
     transmits: bool,
     /// A VM is to be traced.
     traces: bool,
+    /// Bugs of ours that were contained.
+    bugs: u64,
+    /// Frames of VMs that ended by one, and that nobody gets any more: the first of each run, and how many of 4 KiB.
+    withheld: Vec<(Hpa, u64)>,
 }
 
 impl<H: Host, C: Chipset> Machine<H, C> {
@@ -106,6 +115,8 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             told_end: false,
             transmits: false,
             traces: bundle.vms.iter().any(|config| config.trace > 0),
+            bugs: 0,
+            withheld: Vec::new(),
         };
         for (index, mut config) in bundle.vms.into_iter().enumerate() {
             let earlier = machine.slots.iter().map(|slot| slot.config.name.as_str());
@@ -115,6 +126,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 config.name = format!("vm-{index}");
             }
             machine.console.add_vm(&config.name);
+            fault::arm(index, &config.cmdline);
             machine.scheduler.add(config.weight);
             machine.slots.push(Slot {
                 config,
@@ -131,15 +143,24 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         machine
     }
 
-    /// Runs until the end, and returns the machine's status: 0 where every VM ended as intended with status 0, or on
-    /// `quit`; 1 else. The last line stands on the serial port's ring then.
+    /// Runs until the end, and returns the machine's status: 101 where there was a bug of ours; else 0 where every VM
+    /// ended as intended with status 0, or on `quit`; 1 else. The last line stands on the serial port's ring then.
     pub fn run(mut self) -> (u32, H) {
         if let Some(ticks) = self.host.since_loader() {
             let made = self.slots.iter().filter(|slot| matches!(slot.state, State::Alive(_))).count();
             log::info!("{made} virtual machines made, {ticks} ticks after the loader");
         }
+        let mut status = None;
         loop {
-            if let Some(status) = self.step() {
+            let whole = H::survive(&mut || {
+                while status.is_none() {
+                    status = self.step();
+                }
+            });
+            if !whole {
+                self.contain();
+            }
+            if let Some(status) = status {
                 return (status, self.host);
             }
         }
@@ -156,7 +177,12 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             self.show_records();
         }
         if let Some(status) = self.status_at_end() {
-            let status = if self.tell_violations() { STATUS_BAD } else { status };
+            let violated = self.tell_violations();
+            let status = match (self.bugs, violated) {
+                (0, false) => status,
+                (0, true) => STATUS_BAD,
+                _ => STATUS_BUG,
+            };
             self.console.exit(status);
             self.flush();
             return Some(status);
@@ -200,7 +226,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         self.unload();
         let (from, heap) = (self.host.now(), self.host.heap_used());
         let slot = &mut self.slots[index];
-        match Vm::create(&slot.config, id, self.image, &mut self.host, &mut self.pool) {
+        contain::begin(&mut self.host, index);
+        let made = Vm::create(&slot.config, id, self.image, &mut self.host, &mut self.pool);
+        contain::end(&mut self.host);
+        match made {
             Ok(mut vm) => {
                 vm.counters.made = self.host.now().since(from);
                 vm.counters.heap = self.host.heap_used().saturating_sub(heap);
@@ -254,8 +283,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 }
                 let (now, status) = (self.host.now(), vm.status);
                 let at = Tsc(now.since(vm.started));
+                contain::begin(&mut self.host, index);
                 vm.pass_output(&mut self.console, index, at, now);
                 vm.destroy(&mut self.host, &mut self.pool);
+                contain::end(&mut self.host);
                 if !self.any_lazy() {
                     empty_stock(&mut self.host, &mut self.pool);
                 }
@@ -292,10 +323,12 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         self.transmits = false;
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if let State::Alive(vm) = &mut slot.state {
+                contain::begin(&mut self.host, index);
                 let at = Tsc(now.since(vm.started));
                 vm.pass_input(&mut self.console, index, at);
                 vm.pass_output(&mut self.console, index, at, now);
                 self.transmits |= vm.chipset.has_output();
+                contain::end(&mut self.host);
             }
         }
         self.console.poll(now);
@@ -332,20 +365,24 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             if self.scheduler.is_runnable(index) {
                 continue;
             }
+            contain::begin(&mut self.host, index);
             let at = Tsc(now.since(vm.started));
             let due = vm.chipset.next_deadline().is_some_and(|deadline| deadline <= at);
             if due {
                 vm.chipset.advance(at);
             }
             vm.nmi_waits |= vm.chipset.take_nmi();
-            if vm.nmi_waits || !vm.awaits_nmi && vm.chipset.interrupt_pending() {
+            let wakes = vm.nmi_waits || !vm.awaits_nmi && vm.chipset.interrupt_pending();
+            let timer = vm.chipset.next_deadline();
+            contain::end(&mut self.host);
+            if wakes {
                 self.scheduler.wake(index);
                 continue;
             }
             if due {
                 slot.not_before = now + self.futile_timer;
             }
-            if let Some(timer) = vm.chipset.next_deadline() {
+            if let Some(timer) = timer {
                 let timer = (vm.started + timer.0).max(slot.not_before);
                 first = Some(first.map_or(timer, |first| first.min(timer)));
             }

@@ -61,6 +61,8 @@ pub enum StopReason {
     EntryFailed(EntryFailure),
     /// The configuration, the image or the machine did not allow it to start.
     Refused(String),
+    /// A bug of ours came up while the hypervisor was at work for this VM, and was contained: what it was.
+    Bug(String),
     /// A nested-table entry was malformed.
     NestedMisconfiguration {
         /// The address.
@@ -100,6 +102,7 @@ impl fmt::Display for StopReason {
                 failure.broken_rules.iter().try_for_each(|rule| write!(f, "; {rule}"))
             }
             StopReason::Refused(why) => write!(f, "refused: {why}"),
+            StopReason::Bug(what) => write!(f, "a bug of the hypervisor's: {what}"),
             StopReason::NestedMisconfiguration { gpa } => write!(f, "nested table misconfigured at {:#x}", gpa.0),
         }
     }

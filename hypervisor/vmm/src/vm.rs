@@ -20,6 +20,7 @@ use crate::console::Console;
 use crate::cpu_model::Model;
 use crate::cpuid::{Cpuid, ModelInput};
 use crate::exit::{LastMov, TIMER_REST_NS};
+use crate::fault::{self, Site};
 use crate::frames::{FramePool, FrameSize};
 use crate::host::{Host, HostMemory};
 use crate::memory::GuestMemory;
@@ -250,6 +251,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
     /// Makes `event` happen at the next entry. A fault costs a read of RFLAGS, and a write; no processor sets RF for what
     /// is injected.
     pub(crate) fn inject(&mut self, event: Event) {
+        fault::point(Site::Inject);
         if event.sets_resume_flag() {
             let flags = self.vcpu.read(SysReg::Rflags);
             self.vcpu.write(SysReg::Rflags, flags | Rflags::RF.bits());

@@ -6,6 +6,7 @@
 use super::Pc;
 use crate::hpet::Hpet;
 use lamina_arch::time::Tsc;
+use lamina_vmm::fault::{self, Site};
 use lamina_vmm::layout;
 
 /// Stands for "no timer is running" among deadlines: a guest's TSC does not get there.
@@ -66,6 +67,7 @@ impl Pc {
     /// Brings the timers that are due up to now, with their interrupts.
     #[inline(never)]
     pub(super) fn expire(&mut self) {
+        fault::point(Site::Timer);
         if self.deadlines.is_other_due(self.now) {
             self.expire_others();
         }

@@ -18,5 +18,6 @@ mod switched;
 pub mod vcpu;
 pub mod vmcb;
 
+pub use capture::last_exit;
 pub use enable::{Svm, Unsupported};
 pub use vcpu::SvmVcpu;

@@ -33,7 +33,7 @@ use super::step::{Follows, Stepper, behind_instruction};
 use super::switched::{read_debug, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
-use crate::{apic, percpu, speculation, timer};
+use crate::{apic, percpu, speculation, timer, watchdog};
 
 /// DPL in a segment's rights, bits 6:5.
 const DPL: u32 = 3 << 5;
@@ -198,6 +198,7 @@ impl Vcpu for SvmVcpu {
         loop {
             self.enter(deadline);
             let at = timer::now();
+            watchdog::exited(at);
             let vmcb = self.vmcb.fields();
             if !self.stepper.is_stepping() && self.undelivered.is_none() {
                 let registers = &mut InGuest { frame: &mut self.frame, vmcb, extended: &self.extended };
@@ -418,6 +419,7 @@ impl Vcpu for SvmVcpu {
         }
         write_debug(&self.debug);
         self.frame.defences.load(|| percpu::current().current_vm.load(Ordering::Relaxed) != self.asid);
+        percpu::current().current_vmcb.store(self.vmcb.hpa().0, Ordering::Relaxed);
         self.loaded = true;
     }
 
@@ -425,6 +427,7 @@ impl Vcpu for SvmVcpu {
         if !self.loaded {
             return;
         }
+        percpu::current().current_vmcb.store(0, Ordering::Relaxed);
         self.loaded = false;
         self.extended.follow_xcr0();
         self.extended.save();

@@ -1,10 +1,10 @@
 //! After an exit: the VMREADs that decoding needs, and no others.
 
-use lamina_arch::vmx::exit::{Captured, IO_STRING, Needs, needs};
+use lamina_arch::vmx::exit::{Captured, IO_STRING, Needs, decode, needs};
 use lamina_arch::vmx::field;
 use lamina_arch::vmx::interruption::{ERROR_CODE_VALID, VALID, is_software};
 
-use super::vmcs::Current;
+use super::vmcs::{Current, peek};
 
 /// Bit 7 of an EPT violation's qualification: the guest-linear address is valid.
 const LINEAR_VALID: u64 = 1 << 7;
@@ -48,4 +48,11 @@ pub fn capture(vmcs: &Current<'_>, reason: u32) -> Captured {
         c.guest_linear = vmcs.read(field::GUEST_LINEAR_ADDRESS);
     }
     c
+}
+
+/// For the report of a bug: what the guest whose VMCS is current last exited for, and its RIP then.
+pub fn last_exit() -> Option<(&'static str, u64)> {
+    let reason = peek(field::EXIT_REASON)?;
+    let kind = decode(&Captured { reason, ..Captured::default() }).kind();
+    Some((kind.name(), peek(field::GUEST_RIP)?))
 }

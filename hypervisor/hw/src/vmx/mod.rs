@@ -18,5 +18,6 @@ mod switched;
 pub mod vcpu;
 pub mod vmcs;
 
+pub use capture::last_exit;
 pub use enable::{Unsupported, Vmx};
 pub use vcpu::VmxVcpu;

@@ -79,6 +79,20 @@ impl Drop for Vmcs {
     }
 }
 
+/// Reads a field of whatever VMCS is current on this processor; `None` where none is.
+pub fn peek<W: Width, A: lamina_arch::vmx::field::Access>(field: Field<W, A>) -> Option<W::Value> {
+    if percpu::try_current()?.current_vmcs.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    let value: u64;
+    // SAFETY: a VMCS is current, so VMX is on; VMREAD changes nothing else.
+    unsafe {
+        asm!("vmread {value}, {field}", value = out(reg) value, field = in(reg) u64::from(field.encoding()),
+            options(nostack, nomem));
+    }
+    Some(W::from_vmread(value))
+}
+
 /// VMPTRLD; true where it failed.
 ///
 /// # Safety

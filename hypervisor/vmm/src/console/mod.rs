@@ -37,6 +37,7 @@ use alloc::vec::Vec;
 use core::mem;
 use lamina_arch::time::{Frequency, Tsc};
 
+use crate::change::Change;
 use crate::config::RESERVED_NAME;
 pub use command::Command;
 use command::Parsed;
@@ -120,6 +121,7 @@ pub struct Console {
     ended: bool,
     /// A VM may have a partial line, or input: set when one gets something, and found out anew by [`Console::poll`].
     stirred: bool,
+    change: Change,
 }
 
 impl Console {
@@ -142,6 +144,7 @@ impl Console {
             lost: 0,
             ended: false,
             stirred: false,
+            change: Change::default(),
         }
     }
 
@@ -164,6 +167,18 @@ impl Console {
     /// A byte that VM `vm` transmits. False where there is no room for it: the guest's transmitter stays busy, and the
     /// byte is to be given again after [`Console::drain`] has moved something.
     pub fn guest_byte(&mut self, vm: usize, byte: u8, now: Tsc) -> bool {
+        self.change.begin();
+        let taken = self.take_byte(vm, byte, now);
+        Change::end(self, |console| &mut console.change);
+        taken
+    }
+
+    /// Whether a change of the console was left in the middle.
+    pub fn is_broken(&self) -> bool {
+        self.change.is_open()
+    }
+
+    fn take_byte(&mut self, vm: usize, byte: u8, now: Tsc) -> bool {
         let raw = self.is_raw(vm);
         let Some(source) = self.sources.get_mut(vm) else {
             return true;
@@ -199,8 +214,11 @@ impl Console {
 
     /// Writes a line of the hypervisor's own that is never left out: one of few, such as the end of a VM.
     pub fn announce(&mut self, line: &str) {
+        let line = clean(line);
+        self.change.begin();
         self.tell_lost();
-        self.emit(None, clean(line).as_bytes());
+        self.emit(None, line.as_bytes());
+        Change::end(self, |console| &mut console.change);
     }
 
     /// Writes what a command answers; as [`Console::log_line`].
@@ -318,7 +336,9 @@ impl Console {
                 return;
             }
             let count = receive(offered).min(length);
+            self.change.begin();
             source.input.drain(..count);
+            Change::end(&mut self.change, |change| change);
             if count < length {
                 return;
             }

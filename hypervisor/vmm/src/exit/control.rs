@@ -10,6 +10,7 @@ use lamina_arch::segment::SegmentName;
 
 use super::{Resume, emulate, linear};
 use crate::chipset::Chipset;
+use crate::fault::{self, Site};
 use crate::host::Host;
 use crate::msr::is_valid_xcr0;
 use crate::vcpu::Vcpu;
@@ -17,6 +18,7 @@ use crate::vm::Vm;
 
 /// Handles an access to a control register.
 pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, exit: &CrExit) -> Resume {
+    fault::point(Site::Control);
     let (access, done) = match exit.access {
         Some(access) => (access, Resume::Advance),
         None => match emulate::control_access(vm, host) {
@@ -166,6 +168,7 @@ fn load_pdptes<H: Host, C>(vm: &mut Vm<H::Vcpu, C>, host: &H) -> Result<(), Gues
 /// XSETBV of EDX:EAX to the extended control register in ECX. Not every processor looks at the privilege level before it
 /// exits.
 pub fn xsetbv<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {
+    fault::point(Site::Xsetbv);
     if linear::cpl(&mut vm.vcpu) != 0 {
         return Resume::Inject(GuestFault::GP0);
     }

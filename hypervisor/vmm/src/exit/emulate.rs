@@ -20,6 +20,7 @@ use super::linear::{self, GuestTables};
 use super::{Resume, chipset_now, io, mmio};
 use crate::bus::open_bus;
 use crate::chipset::Chipset;
+use crate::fault::{self, Site};
 use crate::host::Host;
 use crate::insn::{self, Done, Processor, Purpose, Refused};
 use crate::stop::StopReason;
@@ -189,6 +190,7 @@ impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
     }
 
     fn walk(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault> {
+        fault::point(Site::Walk);
         let vm = &mut *self.vm;
         let (paging, cpl) = self.paging.get_or_insert_with(|| linear::paging(&mut vm.vcpu, vm.cpuid.physical_bits()));
         let access = match purpose {
@@ -303,6 +305,7 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
     }
 
     fn load(&mut self, from: Gpa, data: &mut [u8]) {
+        fault::point(Site::Load);
         if self.vm.memory.read(self.host, from, data).is_ok() {
             return;
         }
@@ -317,6 +320,7 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
     }
 
     fn store(&mut self, to: Gpa, data: &[u8]) {
+        fault::point(Site::Store);
         if self.vm.memory.write(self.host, to, data).is_ok() {
             return;
         }

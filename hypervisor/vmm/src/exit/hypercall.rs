@@ -8,6 +8,7 @@ use lamina_arch::segment::SegmentName;
 
 use super::{Resume, Surroundings, chipset_now, linear};
 use crate::chipset::Chipset;
+use crate::fault::{self, Site};
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
@@ -15,6 +16,7 @@ use crate::vm::Vm;
 
 /// Handles a hypercall.
 pub fn call<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<'_, H>) -> Resume {
+    fault::point(Site::Hypercall);
     let number = vm.vcpu.gprs().get(Gpr::Rax);
     if number == abi::NOP {
         return Resume::Advance;

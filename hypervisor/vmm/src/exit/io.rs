@@ -6,6 +6,7 @@ use lamina_arch::regs::{Gpr, Gprs};
 use super::emulate::{self, Cause};
 use super::{Resume, Surroundings, chipset_now};
 use crate::chipset::{Chipset, Signal};
+use crate::fault::{self, Site};
 use crate::host::Host;
 use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
@@ -13,6 +14,7 @@ use crate::vm::Vm;
 
 /// Handles a port access. VMREADs in all: reason, qualification, and on the way out length, RIP, interruptibility.
 pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<'_, H>, io: &IoExit) -> Resume {
+    fault::point(if io.direction == Direction::In { Site::PortIn } else { Site::PortOut });
     let now = chipset_now(vm, around.host);
     if io.string.is_some() {
         let resume = emulate::finish(vm, around.host, Cause::Port(io));

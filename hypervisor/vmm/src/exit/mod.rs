@@ -29,6 +29,7 @@ use lamina_arch::time::Tsc;
 use crate::chipset::Chipset;
 use crate::console::Console;
 use crate::cpuid::Cpuid;
+use crate::fault::{self, Site};
 use crate::frames::FramePool;
 use crate::host::Host;
 use crate::stop::StopReason;
@@ -201,6 +202,7 @@ impl<V: Vcpu> QuickRegisters for ByVcpu<'_, V> {
 }
 
 fn cpuid<V: Vcpu, C>(vm: &mut Vm<V, C>) -> Resume {
+    fault::point(Site::Cpuid);
     answer_cpuid(&vm.cpuid, &mut ByVcpu(&mut vm.vcpu));
     Resume::Advance
 }

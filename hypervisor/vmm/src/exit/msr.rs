@@ -8,6 +8,7 @@ use lamina_arch::time::Tsc;
 
 use super::{Resume, chipset_now};
 use crate::chipset::Chipset;
+use crate::fault::{self, Site};
 use crate::host::Host;
 use crate::msr::{Effect, MISC_XD_DISABLE, efer_written, is_valid_pat, watched};
 use crate::vcpu::Vcpu;
@@ -25,6 +26,7 @@ pub const fn is_x2apic(index: u32) -> bool {
 
 /// RDMSR of the MSR in ECX.
 pub fn read<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resume {
+    fault::point(Site::Rdmsr);
     let index = vm.vcpu.gprs().get32(Gpr::Rcx);
     let now = chipset_now(vm, host);
     let value = match index {
@@ -46,6 +48,7 @@ pub fn read<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resum
 
 /// WRMSR of EDX:EAX to the MSR in ECX.
 pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resume {
+    fault::point(Site::Wrmsr);
     let index = vm.vcpu.gprs().get32(Gpr::Rcx);
     let value = vm.vcpu.gprs().edx_eax();
     let now = chipset_now(vm, host);

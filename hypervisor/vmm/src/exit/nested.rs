@@ -5,6 +5,7 @@ use lamina_arch::exit::NestedFault;
 
 use super::{Resume, Surroundings, mmio};
 use crate::chipset::Chipset;
+use crate::fault::{self, Site};
 use crate::host::Host;
 use crate::memory::Touched;
 use crate::stop::StopReason;
@@ -16,6 +17,7 @@ pub fn fault<H: Host, C: Chipset>(
     around: &mut Surroundings<'_, H>,
     fault: &NestedFault,
 ) -> Resume {
+    fault::point(Site::Nested);
     match vm.memory.touch(around.host, around.pool, fault.gpa) {
         Touched::NotLazy => mmio::access(vm, around.host, fault),
         Touched::NoFrame => Resume::Stop(StopReason::OutOfFrames),

@@ -23,6 +23,7 @@ use super::mov::{Mov, What};
 use super::{LastMov, io, msr as msrs};
 use crate::chipset::{Attention, Chipset, Signal};
 use crate::cpuid::Cpuid;
+use crate::fault::{self, Site};
 use crate::host::{Host, HostMemory};
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -141,12 +142,14 @@ fn read_gpr<R: QuickRegisters>(registers: &mut R, register: Gpr) -> u64 {
 impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> {
     #[inline(always)]
     fn cpuid<R: QuickRegisters>(&mut self, registers: &mut R) -> Answer {
+        fault::point(Site::Cpuid);
         super::answer_cpuid(self.cpuid, registers);
         Answer::Done
     }
 
     #[inline(always)]
     fn hypercall<R: QuickRegisters>(&mut self, registers: &mut R) -> Answer {
+        fault::point(Site::Hypercall);
         match registers.gprs().get(Gpr::Rax) {
             abi::NOP => Answer::Done,
             abi::YIELD if registers.cpl_of_64_bit_code() == Some(0) => {
@@ -160,6 +163,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
 
     #[inline(always)]
     fn rdmsr<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc) -> Answer {
+        fault::point(Site::Rdmsr);
         let index = registers.gprs().get32(Gpr::Rcx);
         let now = Tsc(at.since(self.started));
         let (value, changes) = match index {
@@ -178,6 +182,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
 
     #[inline(always)]
     fn wrmsr<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc) -> Answer {
+        fault::point(Site::Wrmsr);
         let gprs = registers.gprs();
         let (index, value) = (gprs.get32(Gpr::Rcx), gprs.edx_eax());
         let now = Tsc(at.since(self.started));
@@ -205,6 +210,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
 
     #[inline(always)]
     fn port_in<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc, port: u16, width: Width) -> Answer {
+        fault::point(Site::PortIn);
         let now = Tsc(at.since(self.started));
         if width == Width::B1
             && let Some(value) = self.chipset.port_peek(now, port)
@@ -220,6 +226,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
 
     #[inline(always)]
     fn port_out<R: QuickRegisters>(&mut self, registers: &mut R, at: Tsc, port: u16, width: Width) -> Answer {
+        fault::point(Site::PortOut);
         let now = Tsc(at.since(self.started));
         let data = registers.gprs().get(Gpr::Rax).to_le_bytes();
         self.signal = self.chipset.port_write(now, port, &data[..width.bytes()]);
@@ -228,6 +235,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
 
     #[inline(always)]
     fn touch(&mut self, gpa: Gpa) -> Answer {
+        fault::point(Site::Touch);
         let backed = self.memory.touch_page(self.host, gpa);
         let mapped = backed.is_some_and(|(page, frame)| self.tables.map_absent(self.host, page, frame, Access::RWX));
         if mapped { Answer::Again } else { Answer::Refused }
@@ -283,6 +291,7 @@ impl<C: Chipset, F: EntryFormat, H: HostMemory> Quick for Shortcut<'_, C, F, H> 
     }
 
     fn look<R: QuickRegisters>(&mut self, registers: &mut R, now: Tsc) -> Option<Next> {
+        fault::point(Site::Look);
         if self.yields {
             return None;
         }

@@ -82,16 +82,29 @@ impl<'a> Census<'a> {
     /// none.
     pub fn lost(&self) -> Option<(Hpa, u64)> {
         let mut lost: Option<(Hpa, u64)> = None;
+        self.each_lost(|at| lost.get_or_insert((at, 0)).1 += 1);
+        lost
+    }
+
+    /// The same frames as runs of neighbours: the first of each, and how many of 4 KiB.
+    pub fn lost_runs(&self) -> Vec<(Hpa, u64)> {
+        let mut runs: Vec<(Hpa, u64)> = Vec::new();
+        self.each_lost(|at| match runs.last_mut() {
+            Some((first, count)) if first.0 + *count * PAGE_4K == at.0 => *count += 1,
+            _ => runs.push((at, 1)),
+        });
+        runs
+    }
+
+    fn each_lost(&self, mut tell: impl FnMut(Hpa)) {
         for &(start, end) in &self.pool.regions {
             for at in (start..end).step_by(4096) {
                 let Some((block, frame)) = self.pool.locate(at) else { continue };
                 if self.accounted[block][frame / 64] & 1 << (frame % 64) == 0 {
-                    let (_, count) = lost.get_or_insert((Hpa(at), 0));
-                    *count += 1;
+                    tell(Hpa(at));
                 }
             }
         }
-        lost
     }
 }
 
@@ -112,6 +125,7 @@ mod tests {
         assert_eq!(census.lost().unwrap().1, 513);
         assert_eq!(census.claim(large, FrameSize::Size2M), Ok(()));
         assert_eq!(census.lost(), Some((small, 1)));
+        assert_eq!(census.lost_runs(), [(small, 1)]);
         assert_eq!(census.claim(large + 5 * PAGE_4K, FrameSize::Size4K), Err(Claim::Twice(large + 5 * PAGE_4K)));
         assert_eq!(census.claim(free, FrameSize::Size4K), Err(Claim::Free(free)));
         assert_eq!(census.claim(Hpa(0), FrameSize::Size4K), Err(Claim::Foreign(Hpa(0))));

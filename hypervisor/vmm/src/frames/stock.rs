@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use lamina_arch::addr::{Hpa, PAGE_4K};
 
 use super::{FramePool, FrameSize};
+use crate::change::Change;
 use crate::host::HostMemory;
 
 /// Most frames that the stock holds when it is filled ahead (2 MiB).
@@ -21,6 +22,7 @@ pub const STOCK_LOW: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct FrameStock {
     frames: Vec<Hpa>,
+    change: Change,
 }
 
 impl FrameStock {
@@ -37,6 +39,25 @@ impl FrameStock {
     /// Takes a frame: all of it is zero.
     pub fn take(&mut self) -> Option<Hpa> {
         self.frames.pop()
+    }
+
+    /// Whether a change of the stock was left in the middle.
+    pub fn is_broken(&self) -> bool {
+        self.change.is_open()
+    }
+
+    /// Gets room for `count` more, so that [`FrameStock::put`] allocates nothing.
+    fn reserve(&mut self, count: usize) {
+        self.change.begin();
+        self.frames.reserve(count);
+        Change::end(self, |stock| &mut stock.change);
+    }
+
+    /// Puts a cleared frame in.
+    fn put(&mut self, frame: Hpa) {
+        self.change.begin();
+        self.frames.push(frame);
+        Change::end(self, |stock| &mut stock.change);
     }
 
     /// The frames, in no order.
@@ -62,14 +83,14 @@ pub fn fill_stock(host: &mut impl HostMemory, pool: &mut FramePool, count: usize
     if missing as u64 > pool.free_bytes() / PAGE_4K {
         return false;
     }
-    host.stock().frames.reserve(missing);
+    host.stock().reserve(missing);
     for _ in 0..missing {
         let Some(frame) = pool.allocate(FrameSize::Size4K) else { return false };
         // Else a planted bug, found by `planted_bugs`.
         if cfg!(not(feature = "plant-dirty")) {
             host.zero(frame, PAGE_4K);
         }
-        host.stock().frames.push(frame);
+        host.stock().put(frame);
     }
     true
 }

@@ -1,5 +1,6 @@
 //! Fetching and decoding the instruction at RIP.
 
+use crate::fault::{self, Site};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use lamina_arch::addr::{Gla, PAGE_4K};
 use lamina_arch::cr::Efer;
@@ -32,6 +33,7 @@ impl Fetched {
 /// Fetches and decodes the instruction at RIP with the guest's privilege. The next page is touched only by an
 /// instruction that reaches into it.
 pub fn fetch<P: Processor>(processor: &mut P) -> Fetched {
+    fault::point(Site::Fetch);
     let cs = processor.segment(SegmentName::Cs);
     let rip = processor.read(SysReg::Rip);
     let long = cs.rights.is_long() && processor.read(SysReg::Efer) & Efer::LMA.bits() != 0;

@@ -33,6 +33,7 @@ mod tests;
 mod vector;
 mod x87;
 
+use crate::fault::{self, Site};
 use iced_x86::{Instruction, Mnemonic};
 use lamina_arch::addr::{Gla, Gpa};
 use lamina_arch::event::GuestFault;
@@ -179,6 +180,8 @@ struct Context<'a, P> {
 /// # Errors
 /// [`Refused`].
 pub fn execute<P: Processor>(processor: &mut P, instruction: &Instruction) -> Outcome {
+    fault::point(Site::Execute);
+    fault::point(Site::HangEmulator);
     Context { processor, instruction }.execute()
 }
 

@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use lamina_arch::addr::PAGE_4K;
+use lamina_arch::addr::{Hpa, PAGE_4K};
 
 use super::{Machine, State};
 use crate::chipset::Chipset;
@@ -50,38 +50,36 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             audit.violation(String::from("not done: the heap has no room for it"));
             return audit;
         };
-        let mut claim = |audit: &mut Audit, owner: &str, at, size| {
+        self.each_claim(&stock, &mut |owner, at, size| {
             if let Err(wrong) = census.claim(at, size) {
                 audit.violation(format!("{owner}: {wrong}"));
             }
-        };
+        });
+        for &(first, count) in &self.withheld {
+            for at in (0..count).map(|frame| first + frame * PAGE_4K) {
+                if let Err(wrong) = census.claim(at, FrameSize::Size4K) {
+                    audit.violation(format!("withheld: {wrong}"));
+                }
+            }
+        }
         for slot in &self.slots {
             let State::Alive(vm) = &slot.state else { continue };
-            for (_, at, size) in vm.memory.owned(&self.host) {
-                claim(&mut audit, &vm.name, at, size);
-            }
-            if let Some(page) = &vm.access_page {
-                claim(&mut audit, &vm.name, page.frame(), FrameSize::Size4K);
-            }
-            vm.tables().visit(&self.host, &mut |visited| match visited {
-                Visited::Table(at) => claim(&mut audit, &vm.name, at, FrameSize::Size4K),
-                Visited::Page { gpa, hpa, size, access } => {
-                    audit.pages += 1;
-                    let may = vm.memory.mapping(&self.host, gpa, size);
-                    let own = may.is_some_and(|(own, most)| own == hpa && within(access, most));
-                    let apic = vm.access_page.as_ref().is_some_and(|page| page.explains(gpa, hpa, size, access));
-                    if !own && !apic {
-                        let kib = size.bytes() >> 10;
-                        audit.violation(format!(
-                            "{}: {kib} KiB at guest address {gpa:#x} are mapped to {hpa:#x} for {access}",
-                            vm.name
-                        ));
-                    }
+            vm.tables().visit(&self.host, &mut |visited| {
+                let Visited::Page { gpa, hpa, size, access } = visited else { return };
+                audit.pages += 1;
+                let may = vm.memory.mapping(&self.host, gpa, size);
+                let own = may.is_some_and(|(own, most)| own == hpa && within(access, most));
+                let apic = vm.access_page.as_ref().is_some_and(|page| page.explains(gpa, hpa, size, access));
+                if !own && !apic {
+                    let kib = size.bytes() >> 10;
+                    audit.violation(format!(
+                        "{}: {kib} KiB at guest address {gpa:#x} are mapped to {hpa:#x} for {access}",
+                        vm.name
+                    ));
                 }
             });
         }
         for at in stock {
-            claim(&mut audit, "the stock", at, FrameSize::Size4K);
             if (0..PAGE_4K).step_by(8).any(|offset| self.host.read_u64(at + offset) != 0) {
                 audit.violation(format!("the stock: frame {at:#x} is not clear"));
             }
@@ -92,6 +90,27 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         }
         self.host.audit(&mut |wrong| audit.violation(wrong));
         audit
+    }
+
+    /// Tells `claim` of every frame that a VM which lives, its tables or the stock has: whose it is, where, and its size.
+    pub(super) fn each_claim(&self, stock: &[Hpa], claim: &mut dyn FnMut(&str, Hpa, FrameSize)) {
+        for slot in &self.slots {
+            let State::Alive(vm) = &slot.state else { continue };
+            for (_, at, size) in vm.memory.owned(&self.host) {
+                claim(&vm.name, at, size);
+            }
+            if let Some(page) = &vm.access_page {
+                claim(&vm.name, page.frame(), FrameSize::Size4K);
+            }
+            vm.tables().visit(&self.host, &mut |visited| {
+                if let Visited::Table(at) = visited {
+                    claim(&vm.name, at, FrameSize::Size4K);
+                }
+            });
+        }
+        for &at in stock {
+            claim("the stock", at, FrameSize::Size4K);
+        }
     }
 }
 

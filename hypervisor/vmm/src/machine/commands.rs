@@ -7,7 +7,7 @@ use lamina_arch::addr::PAGE_4K;
 use lamina_arch::exit::Kind;
 use lamina_arch::time::Tsc;
 
-use super::{Machine, State};
+use super::{Machine, State, contain};
 use crate::chipset::{Chipset, Key};
 use crate::console::Command;
 use crate::host::Host;
@@ -159,7 +159,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     /// The text on the screen of VM `index`, a line each.
     fn screen(&mut self, index: usize) {
         let State::Alive(vm) = &self.slots[index].state else { return };
-        match vm.chipset.screen() {
+        contain::begin(&mut self.host, index);
+        let screen = vm.chipset.screen();
+        contain::end(&mut self.host);
+        match screen {
             Some(mut lines) => {
                 let used = lines.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1);
                 lines.truncate(used);
@@ -182,7 +185,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     fn type_keys(&mut self, index: usize, keys: &[Key], now: Tsc) {
         let State::Alive(vm) = &mut self.slots[index].state else { return };
         let at = Tsc(now.since(vm.started));
+        contain::begin(&mut self.host, index);
         let typed = keys.iter().take_while(|key| vm.chipset.type_key(at, **key)).count();
+        contain::end(&mut self.host);
         if typed < keys.len() {
             let line = format!("{}: {typed} of {} keys typed: its keyboard takes no more now", vm.name, keys.len());
             self.console.reply(&line);

@@ -16,8 +16,8 @@ mod vcpu;
 
 pub use bench::{Bench, ENTRY, elf_image};
 pub use chipset::{
-    CONSOLE_PORT, CONSOLE_STATUS_PORT, CONSOLE_VECTOR, DATA_PORT, FakeChipset, INTERRUPT_PORT, NMI_PORT, REGISTER,
-    TIMER_VECTOR, UNMASKED_PORT,
+    BUG_PORT, CONSOLE_PORT, CONSOLE_STATUS_PORT, CONSOLE_VECTOR, DATA_PORT, FakeChipset, INTERRUPT_PORT, NMI_PORT,
+    REGISTER, TIMER_VECTOR, UNMASKED_PORT,
 };
 pub use host::{FakeHost, HZ, Idle, SERIAL_VECTOR, World};
 pub use instructions::*;

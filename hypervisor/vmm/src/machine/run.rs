@@ -6,7 +6,7 @@ use lamina_arch::exit::{Exit, Kind};
 use lamina_arch::regs::SysReg;
 use lamina_arch::time::Tsc;
 
-use super::{Machine, State};
+use super::{Machine, State, contain};
 use crate::chipset::{Attention, Chipset, Signal};
 use crate::dma::{self, Served};
 use crate::event::{Delivery, combine};
@@ -40,17 +40,25 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         if self.loaded != Some(index) {
             self.unload();
         }
-        let State::Alive(vm) = &mut self.slots[index].state else { return };
-        if self.loaded != Some(index) {
+        // What outlives this VM is in memory before anything is done for it alone.
+        let machine = core::hint::black_box(&mut *self);
+        let State::Alive(vm) = &mut machine.slots[index].state else { return };
+        contain::begin(&mut machine.host, index);
+        if machine.loaded != Some(index) {
+            machine.loaded = Some(index);
             vm.vcpu.load();
-            self.loaded = Some(index);
         }
-        let mut around =
-            Surroundings { host: &mut self.host, pool: &mut self.pool, console: &mut self.console, slot: index };
+        let mut around = Surroundings {
+            host: &mut machine.host,
+            pool: &mut machine.pool,
+            console: &mut machine.console,
+            slot: index,
+        };
         let left = turn(vm, &mut around, limit);
         if vm.trace.is_some() {
             trace::handled(vm);
         }
+        contain::end(&mut machine.host);
         match left {
             Left::SliceEnd => {}
             Left::Yielded => self.scheduler.give_up(),

@@ -11,6 +11,7 @@ use crate::vm::Vm;
 
 mod audit;
 mod console;
+mod contain;
 mod decoding;
 mod ends;
 mod events;

@@ -22,7 +22,7 @@ use super::super::quick::{
 };
 use super::super::resume::{resume, set_timer};
 use super::{BLOCKING_BY_NMI, VmxVcpu, set_control};
-use crate::timer;
+use crate::{timer, watchdog};
 
 impl VmxVcpu {
     /// Enters the guest, answers its exits as far as `quick` can, and returns at the first that it cannot.
@@ -46,6 +46,7 @@ impl VmxVcpu {
         };
         let reason = loop {
             let at = timer::now();
+            watchdog::exited(at);
             if entered.is_refused() {
                 return Err(self.refused(entered));
             }

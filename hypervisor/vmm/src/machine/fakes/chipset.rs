@@ -23,6 +23,8 @@ pub const INTERRUPT_PORT: u16 = 0x2f0;
 pub const NMI_PORT: u16 = 0x2f1;
 /// Writing a byte masks all interrupts (0), or none.
 pub const UNMASKED_PORT: u16 = 0x2f2;
+/// Reading panics: a bug of ours.
+pub const BUG_PORT: u16 = 0x2f3;
 /// The memory-mapped register, 16 bytes.
 pub const REGISTER: Gpa = Gpa(0xd000_0000);
 /// Vector of the timer behind IA32_TSC_DEADLINE.
@@ -108,6 +110,7 @@ impl Chipset for FakeChipset {
                 self.counter = self.counter.wrapping_add(1);
                 *byte = self.counter;
             }),
+            BUG_PORT => panic!("a device with a bug"),
             _ => {
                 self.unclaimed += 1;
                 open_bus(data);

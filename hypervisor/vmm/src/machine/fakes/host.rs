@@ -1,7 +1,8 @@
 //! The machine around the scripted processors: memory, one clock for all, and a serial port with a bounded ring.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
@@ -14,7 +15,7 @@ use super::trace::Trace;
 use super::vcpu::FakeVcpu;
 use crate::fake_memory::FakeMemory;
 use crate::frames::FrameStock;
-use crate::host::{Host, HostMemory};
+use crate::host::{Bug, Host, HostMemory};
 
 /// Rate of the machine's TSC. Unit: ticks per second.
 pub const HZ: u64 = 100_000_000;
@@ -247,8 +248,43 @@ impl HostMemory for FakeHost {
     }
 }
 
+thread_local! {
+    /// The VM that is worked for, and the bug for which work was abandoned.
+    static WORK: Cell<Option<usize>> = const { Cell::new(None) };
+    static BUG: RefCell<Option<Bug>> = const { RefCell::new(None) };
+}
+
 impl Host for FakeHost {
     type Vcpu = FakeVcpu;
+
+    /// Unlike a machine, drops what is on the stack; what was borrowed is left as it was all the same.
+    fn survive(work: &mut dyn FnMut()) -> bool {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else { return true };
+        let Some(vm) = WORK.take() else { resume_unwind(panic) };
+        let what = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+            (Some(what), _) => String::from(*what),
+            (_, Some(what)) => what.clone(),
+            _ => String::from("a panic without words"),
+        };
+        BUG.set(Some(Bug { vm, what }));
+        false
+    }
+
+    fn begin_work(&mut self, vm: usize) {
+        assert_eq!(WORK.replace(Some(vm)), None, "work for one VM within that for another");
+    }
+
+    fn end_work(&mut self) {
+        assert!(WORK.take().is_some(), "work ends that has not begun");
+    }
+
+    fn take_bug(&mut self) -> Option<Bug> {
+        BUG.take()
+    }
+
+    fn forget_vcpu(&mut self) {
+        self.world.with_mut(|w| w.loaded = None);
+    }
 
     fn now(&self) -> Tsc {
         self.world.now()

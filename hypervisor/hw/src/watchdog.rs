@@ -1,0 +1,92 @@
+//! The watchdog: notices that this processor is stuck in the hypervisor, with interrupts off as always.
+//!
+//! Owns channel 0 of the 8254, whose output comes through the I/O APIC as a non-maskable interrupt 18 times a second, and
+//! the count of those that found no progress. Progress is a number that changes with each exit of a guest ([`exited`],
+//! one store) and with each pass of whatever may take long ([`progress`]). Counting interrupts and not time, it never
+//! suspects a processor that did not run at all, as under a host that is busy. What follows is the report's
+//! ([`report::stuck`]): a VM's end, or the machine's.
+//!
+//! Source: Intel 8254 data sheet, "Mode 2: Rate Generator"; 82093AA data sheet, "Delivery Mode".
+
+use core::arch::asm;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use lamina_arch::time::Tsc;
+use x86_64::instructions::port::Port;
+
+use crate::idt::TrapFrame;
+use crate::ioapic::{self, Delivery, IoApics};
+use crate::madt::Madt;
+use crate::percpu::{self, PerCpu, count};
+use crate::{platform, report};
+
+/// The ISA interrupt of the 8254's channel 0.
+const IRQ: u8 = 0;
+const CHANNEL_0: u16 = 0x40;
+const COMMAND: u16 = 0x43;
+/// Channel 0, low byte then high byte, mode 2 (rate generator), binary.
+const RATE_GENERATOR: u8 = 0x34;
+/// So many interrupts in a row without progress, and the processor counts as stuck. Nothing takes that long: what is
+/// proportional to the machine's memory tells of its progress in between.
+pub const PATIENCE: u32 = 72;
+/// The same in time: the channel counts down from 65536 at 1.193 MHz. Unit: seconds.
+pub const PATIENCE_SECONDS: u32 = 4;
+
+/// Starts it for the processor whose local APIC is `lapic_id`. False where the 8254's interrupt reaches no I/O APIC: then
+/// there is no watchdog.
+pub fn start(apics: &mut IoApics, madt: &Madt, lapic_id: u32) -> bool {
+    // SAFETY: the 8254's ports reach no memory, and only this module uses channel 0.
+    unsafe {
+        Port::<u8>::new(COMMAND).write(RATE_GENERATOR);
+        Port::<u8>::new(CHANNEL_0).write(0);
+        Port::<u8>::new(CHANNEL_0).write(0);
+    }
+    ioapic::route_isa(apics, madt, IRQ, Delivery::Nmi, lapic_id).is_some()
+}
+
+/// A guest has exited at `at`. One store.
+#[inline(always)]
+pub fn exited(at: Tsc) {
+    // SAFETY: a store to this processor's own structure through the base that `percpu::init` set; the field is an atomic,
+    // so that it may change under a shared reference.
+    unsafe {
+        asm!(
+            "mov gs:[{progress}], {at}",
+            progress = const offset_of!(PerCpu, progress),
+            at = in(reg) at.0,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Something that may take long has come a step further.
+#[inline]
+pub fn progress() {
+    let progress = &percpu::current().progress;
+    // Only this processor writes it.
+    progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+/// A non-maskable interrupt of the machine's, in the middle of anything: `frame` is where it goes on. Takes no lock, unless
+/// the processor is stuck.
+pub fn nmi(frame: &mut TrapFrame) {
+    // HLT behind STI: an interrupt that the shadow of STI kept waiting comes before HLT now, and would not end it.
+    if frame.rip == platform::halt_address() {
+        frame.rip += platform::HALT_LENGTH;
+    }
+    let Some(cpu) = percpu::try_current() else { return };
+    count(&cpu.nmis);
+    let now = cpu.progress.load(Ordering::Relaxed);
+    if cpu.progress_seen.swap(now, Ordering::Relaxed) != now {
+        cpu.stalls.store(0, Ordering::Relaxed);
+        return;
+    }
+    let stalls = cpu.stalls.load(Ordering::Relaxed) + 1;
+    if stalls < PATIENCE {
+        cpu.stalls.store(stalls, Ordering::Relaxed);
+        return;
+    }
+    cpu.stalls.store(0, Ordering::Relaxed);
+    report::stuck(frame);
+}

@@ -31,6 +31,11 @@ impl GuestRam {
         GuestRam { regions, windows: Windows::closed(), stock: FrameStock::default() }
     }
 
+    /// Closes all windows, also ones that were left half open.
+    pub fn reset(&self) {
+        self.windows.reset();
+    }
+
     /// The regions: address and length (unit: bytes).
     pub fn regions(&self) -> &[(Hpa, u64)] {
         &self.regions

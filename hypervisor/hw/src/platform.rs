@@ -122,6 +122,8 @@ impl<B: Backend> Host for Platform<B> {
     }
 
     fn take_bug(&mut self) -> Option<Bug> {
+        // What was abandoned may have been at a window.
+        self.memory.reset();
         contain::take_bug()
     }
 

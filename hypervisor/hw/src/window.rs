@@ -112,6 +112,20 @@ impl Windows {
         }
     }
 
+    /// Closes all, whatever is believed of them: whoever was opening or closing one may have been stopped in the middle.
+    pub fn reset(&self) {
+        self.open.set(0);
+        for (window, shown) in self.shown.iter().enumerate() {
+            shown.set(CLOSED);
+            // SAFETY: as in `show`; the entry maps nothing.
+            unsafe { self.tables.set_page(window, 0) };
+            tlb::flush(VirtAddr::from_ptr(paging::window(window as u64 * PAGE_4K)));
+        }
+        // SAFETY: it maps nothing.
+        unsafe { self.tables.set_large(0) };
+        tlb::flush(VirtAddr::from_ptr(paging::window(PAGE_2M)));
+    }
+
     /// Has `what` reach the 2 MiB at `at`, which is a multiple of that.
     ///
     /// # Safety

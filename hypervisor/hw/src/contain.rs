@@ -5,7 +5,8 @@
 //! `docs/adr/0007-containing-our-own-bugs.md` has why it is sound to leave a stack behind.
 
 use alloc::string::String;
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use lamina_vmm::host::Bug;
@@ -16,6 +17,21 @@ use crate::{logger, memory, screen, serial};
 
 /// The bug that was contained last, until the run loop takes it. Shared by all processors.
 static BUG: Mutex<Option<Bug>> = Mutex::new(None);
+
+/// From here on work is done for the VM `number`, counted from 1, or for none (0). One store.
+#[inline(always)]
+pub fn work_for(number: u64) {
+    // SAFETY: a store to this processor's own structure through the base that `percpu::init` set; the field is an atomic,
+    // so that it may change under a shared reference. It counts as one to all of memory, so that none moves over it.
+    unsafe {
+        asm!(
+            "mov gs:[{work}], {number}",
+            work = const offset_of!(PerCpu, work),
+            number = in(reg) number,
+            options(nostack, preserves_flags),
+        );
+    }
+}
 
 /// Does `work`; true where it came to its end, false where [`leave`] cut it short.
 pub fn survive(work: &mut dyn FnMut()) -> bool {

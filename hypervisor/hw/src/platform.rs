@@ -113,12 +113,12 @@ impl<B: Backend> Host for Platform<B> {
 
     #[inline]
     fn begin_work(&mut self, vm: usize) {
-        percpu::current().work.store(vm as u64 + 1, Ordering::Relaxed);
+        contain::work_for(vm as u64 + 1);
     }
 
     #[inline]
     fn end_work(&mut self) {
-        percpu::current().work.store(0, Ordering::Relaxed);
+        contain::work_for(0);
     }
 
     fn take_bug(&mut self) -> Option<Bug> {
@@ -169,7 +169,6 @@ impl<B: Backend> Host for Platform<B> {
     }
 
     fn handle_pending_interrupts(&mut self) {
-        watchdog::progress();
         interrupts::accept_pending();
     }
 

@@ -37,14 +37,15 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     /// since `from`: the look at console and timers before it, switching to it, and starting it again. Else one that
     /// leaves the processor at once, again and again, would cost the others more than it is charged.
     pub(super) fn run_vm(&mut self, index: usize, from: Tsc, limit: Tsc) {
-        if self.loaded != Some(index) {
+        let switches = self.loaded != Some(index);
+        if switches {
             self.unload();
         }
         // What outlives this VM is in memory before anything is done for it alone.
         let machine = core::hint::black_box(&mut *self);
         let State::Alive(vm) = &mut machine.slots[index].state else { return };
         contain::begin(&mut machine.host, index);
-        if machine.loaded != Some(index) {
+        if switches {
             machine.loaded = Some(index);
             vm.vcpu.load();
         }

@@ -21,6 +21,7 @@ mod diff;
 mod dmesg;
 mod dying_beside_living;
 mod exit_statuses;
+mod five_levels;
 mod firmware_linux;
 mod fpu_pair;
 mod fuzz;
@@ -72,6 +73,7 @@ fn main() {
         counts::SCENARIO,
         mitigations::SCENARIO,
         cpu_models::SCENARIO,
+        five_levels::SCENARIO,
         diff::SCENARIO,
         diff::LONG,
         multiboot::SCENARIO,

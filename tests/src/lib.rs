@@ -64,7 +64,7 @@ pub enum Needs {
     Vmx,
     /// A machine that takes its processor back from a guest with interrupts off.
     Preemption,
-    /// A machine of QEMU's own emulation, for a processor that lacks something.
+    /// A machine of QEMU's own emulation, for a processor with some feature more or less.
     Tcg,
     /// A machine whose bare processor is a measure of what a VM must do.
     Measure,
@@ -121,7 +121,7 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Firmware, Name::Tcg) => Some(
             "a Linux that firmware started stood still there in the middle of its output, and why is not known yet",
         ),
-        (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors that lack something"),
+        (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors with single features more or less"),
         _ => None,
     }
 }

@@ -84,9 +84,10 @@ address! {
 }
 
 impl Gla {
-    /// Whether bits 63:47 are all the same, as linear addresses of 48 bits have it (SDM vol. 1, "Canonical Addressing").
-    pub const fn is_canonical(self) -> bool {
-        let sign = self.0.cast_signed() >> 47;
+    /// Whether all bits from the highest of `width` bits up are the same, as linear addresses of that width have it (SDM
+    /// vol. 1, "Canonical Addressing"). Unit of `width`: bits, from 1 to 64.
+    pub const fn is_canonical(self, width: u32) -> bool {
+        let sign = self.0.cast_signed() >> (width - 1);
         sign == 0 || sign == -1
     }
 }

@@ -9,7 +9,7 @@ use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
-use crate::{gdt, interrupts, report, watchdog};
+use crate::{gdt, interrupts, report, watchdog, wrmsr_safe};
 
 /// The registers of interrupted code, in the order in which the entry path and the processor push them.
 #[repr(C)]
@@ -122,6 +122,7 @@ extern "C" fn common_entry() {
 extern "C" fn trap(frame: &mut TrapFrame) {
     match u8::try_from(frame.vector).unwrap_or(u8::MAX) {
         2 => watchdog::nmi(frame),
+        0..=31 if wrmsr_safe::recover(frame) => {}
         0..=31 => report::exception(frame),
         vector => interrupts::dispatch(vector),
     }

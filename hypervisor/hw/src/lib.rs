@@ -49,4 +49,5 @@ pub mod timer;
 pub mod vmx;
 pub mod watchdog;
 pub mod window;
+mod wrmsr_safe;
 pub mod xstate;

@@ -127,8 +127,12 @@ mod tests {
     use lamina_arch::time::Frequency;
     use proptest::prelude::*;
 
-    const INPUT: ModelInput =
-        ModelInput { tsc: Frequency::from_hz(1_000_000_000), apic_id: 0, hypercall_instruction: 1 };
+    const INPUT: ModelInput = ModelInput {
+        tsc: Frequency::from_hz(1_000_000_000),
+        apic_id: 0,
+        hypercall_instruction: 1,
+        wide_addresses: true,
+    };
 
     fn shown(model: &Model, processor: &dyn Fn(u32, u32) -> Answer) -> Cpuid {
         Cpuid::host(&|leaf, subleaf| model.limit(leaf, subleaf, processor(leaf, subleaf)), &INPUT)
@@ -213,6 +217,8 @@ mod tests {
             prop_assert_eq!(cr4.contains(Cr4::FSGSBASE), bit(7, 1, 0));
             prop_assert_eq!(cr4.contains(Cr4::UMIP), bit(7, 2, 2));
             prop_assert_eq!(cr4.contains(Cr4::PKE), bit(7, 2, 3));
+            prop_assert_eq!(cr4.contains(Cr4::LA57), bit(7, 2, 16));
+            prop_assert_eq!(model.linear_bits(), if bit(7, 2, 16) { 57 } else { 48 });
             prop_assert!(xcr0 & 1 << 9 != 0 || !bit(7, 2, 3), "keys without their state");
             prop_assert!(bit(1, 2, 26) || xcr0 == 0, "components without XSAVE");
             prop_assert!(xcr0 & 0b100 != 0 || !bit(1, 2, 28) && !bit(7, 1, 5), "AVX without its state");

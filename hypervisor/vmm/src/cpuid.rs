@@ -75,12 +75,16 @@ const LEAF7_EBX_EMULATED: u32 = 1 << 1;
 /// The AVX-512 bits of leaf 7.0 EBX, which need their state components.
 const LEAF7_EBX_AVX512: u32 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 1 << 31;
 /// Leaf 7.0, ECX: AVX512_VBMI, UMIP, PKU, AVX512_VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512_VNNI, AVX512_BITALG,
-/// AVX512_VPOPCNTDQ, RDPID.
+/// AVX512_VPOPCNTDQ, LA57, RDPID.
 const LEAF7_ECX: u32 =
-    1 << 1 | 1 << 2 | PKU | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+    1 << 1 | 1 << 2 | PKU | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | LA57 | 1 << 22;
 /// Of those, protection keys; the next bit mirrors CR4.PKE.
 const PKU: u32 = 1 << 3;
 const OSPKE: u32 = 1 << 4;
+/// And five levels of paging.
+const LA57: u32 = 1 << 16;
+/// Widths of linear addresses with four and with five levels. Unit: bits.
+const LINEAR_BITS: (u32, u32) = (48, 57);
 const LEAF7_ECX_AVX512: u32 = 1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14;
 /// Leaf 7.0, EDX: fast short REP MOV, MD_CLEAR, IBRS and IBPB, STIBP, IA32_ARCH_CAPABILITIES, SSBD.
 const LEAF7_EDX: u32 = 1 << 4 | 1 << 10 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31;
@@ -118,6 +122,8 @@ pub struct ModelInput {
     pub apic_id: u32,
     /// What the hypercall leaf names: [`hypercall::INSTRUCTION_VMCALL`] or [`hypercall::INSTRUCTION_VMMCALL`].
     pub hypercall_instruction: u32,
+    /// Linear addresses may have 57 bits where the processor has them.
+    pub wide_addresses: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -197,6 +203,10 @@ impl Cpuid {
         if model.xcr0 & XCR0_PKRU == 0 {
             leaf7[2] &= !PKU;
         }
+        if !input.wide_addresses {
+            leaf7[2] &= !LA57;
+        }
+        let linear_bits = if leaf7[2] & LA57 == 0 { LINEAR_BITS.0 } else { LINEAR_BITS.1 };
         model.push(7, 0, leaf7);
         // Leaf 0xb: one thread in one core.
         model.push(0xb, 0, [0, 1, 1 << 8, input.apic_id]);
@@ -206,7 +216,7 @@ impl Cpuid {
             model.push_xsave(processor);
         }
         model.push_rates(input);
-        model.push_extended(processor);
+        model.push_extended(processor, linear_bits);
         model.entries.sort_by_key(|e| (e.leaf, e.subleaf));
         model.cr4 = model.derive_cr4();
         model.index();
@@ -265,7 +275,7 @@ impl Cpuid {
         self.push(hypercall::LEAF_TIMING, 0, [low32(input.tsc.hz() / 1000), low32(crystal / 1000), 0, 0]);
     }
 
-    fn push_extended(&mut self, processor: &dyn Fn(u32, u32) -> Answer) {
+    fn push_extended(&mut self, processor: &dyn Fn(u32, u32) -> Answer, linear_bits: u32) {
         let [max, vendor @ ..] = processor(0x8000_0000, 0);
         self.push(0x8000_0000, 0, [MAX_EXTENDED, vendor[0], vendor[1], vendor[2]]);
         let [eax, _, ecx, edx] = processor(0x8000_0001, 0);
@@ -279,7 +289,7 @@ impl Cpuid {
         // The TSC that guests see never stops and never changes its rate: the calibration would have failed else.
         self.push(0x8000_0007, 0, [0, 0, 0, INVARIANT_TSC]);
         let [widths, ebx, ..] = if max >= 0x8000_0008 { processor(0x8000_0008, 0) } else { [0x3024, 0, 0, 0] };
-        self.push(0x8000_0008, 0, [widths & 0xffff, ebx & EXT8_EBX, 0, 0]);
+        self.push(0x8000_0008, 0, [widths & 0xff | linear_bits << 8, ebx & EXT8_EBX, 0, 0]);
     }
 
     /// The CR4 bits whose features are shown.
@@ -287,7 +297,7 @@ impl Cpuid {
         let [_, _, ecx1, edx1] = self.at(1, 0);
         let [_, ebx7, ecx7, _] = self.at(7, 0);
         let mut cr4 = Cr4::empty();
-        let rules: [(bool, Cr4); 17] = [
+        let rules: [(bool, Cr4); 18] = [
             (edx1 & 1 << 1 != 0, Cr4::VME | Cr4::PVI),
             (edx1 & 1 << 4 != 0, Cr4::TSD),
             (edx1 & 1 << 2 != 0, Cr4::DE),
@@ -305,6 +315,7 @@ impl Cpuid {
             (ebx7 & 1 << 7 != 0, Cr4::SMEP),
             (ebx7 & 1 << 20 != 0, Cr4::SMAP),
             (ecx7 & PKU != 0, Cr4::PKE),
+            (ecx7 & LA57 != 0, Cr4::LA57),
         ];
         for (shown, bits) in rules {
             if shown {
@@ -432,6 +443,11 @@ impl Cpuid {
         // At hand without a search: asked for at accesses to devices.
         self.plain(0x8000_0008).map_or(0, |answer| answer[0] & 0xff)
     }
+
+    /// The guest's linear-address width. Unit: bits.
+    pub fn linear_bits(&self) -> u32 {
+        self.plain(0x8000_0008).map_or(LINEAR_BITS.0, |answer| answer[0] >> 8 & 0xff)
+    }
 }
 
 const fn low32(value: u64) -> u32 {
@@ -474,7 +490,12 @@ mod tests {
     }
 
     fn model() -> Cpuid {
-        let input = ModelInput { tsc: Frequency::from_hz(99_999_000), apic_id: 0, hypercall_instruction: 1 };
+        let input = ModelInput {
+            tsc: Frequency::from_hz(99_999_000),
+            apic_id: 0,
+            hypercall_instruction: 1,
+            wide_addresses: true,
+        };
         Cpuid::host(&claims_all, &input)
     }
 
@@ -493,7 +514,7 @@ mod tests {
         for (bit, name) in [(2, "SGX"), (4, "HLE"), (11, "RTM"), (12, "RDT"), (14, "MPX"), (25, "PT")] {
             assert_eq!(ebx & 1 << bit, 0, "{name}");
         }
-        for (bit, name) in [(4, "OSPKE"), (5, "WAITPKG"), (7, "CET"), (13, "TME"), (16, "LA57"), (31, "PKS")] {
+        for (bit, name) in [(4, "OSPKE"), (5, "WAITPKG"), (7, "CET"), (13, "TME"), (31, "PKS")] {
             assert_eq!(ecx & 1 << bit, 0, "{name}");
         }
         assert_eq!(edx, 1 << 4 | 1 << 10 | 1 << 26 | 1 << 27 | 1 << 29 | 1 << 31, "no L1D_FLUSH, no UINTR, no AMX");
@@ -574,7 +595,12 @@ mod tests {
     #[test]
     fn without_avx_512_state_none_of_it_is_shown() {
         let processor = |l, s| if (l, s) == (0xd, 0) { [0b111, 0, 0, 0] } else { claims_all(l, s) };
-        let input = ModelInput { tsc: Frequency::from_hz(1_000_000), apic_id: 0, hypercall_instruction: 1 };
+        let input = ModelInput {
+            tsc: Frequency::from_hz(1_000_000),
+            apic_id: 0,
+            hypercall_instruction: 1,
+            wide_addresses: true,
+        };
         let m = Cpuid::host(&processor, &input);
         assert_eq!(m.answer(7, 0, 0, 0)[1] & LEAF7_EBX_AVX512, 0);
         assert_eq!(m.xcr0_allowed(), 7);
@@ -584,6 +610,23 @@ mod tests {
     fn cr4_allows_what_is_shown_and_no_more() {
         let cr4 = model().cr4_allowed();
         assert!(cr4.contains(Cr4::PAE | Cr4::SMEP | Cr4::SMAP | Cr4::OSXSAVE | Cr4::PCIDE | Cr4::FSGSBASE | Cr4::PKE));
-        assert!(!cr4.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::LA57 | Cr4::CET));
+        assert!(!cr4.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::CET));
+    }
+
+    #[test]
+    fn five_levels_are_shown_where_the_registers_hold_the_addresses() {
+        let of = |processor: &dyn Fn(u32, u32) -> Answer, wide_addresses| {
+            let input =
+                ModelInput { tsc: Frequency::from_hz(1_000_000), apic_id: 0, hypercall_instruction: 1, wide_addresses };
+            let m = Cpuid::host(processor, &input);
+            let shown = m.answer(7, 0, 0, 0)[2] & LA57 != 0;
+            assert_eq!(shown, m.cr4_allowed().contains(Cr4::LA57));
+            assert_eq!(m.answer(0x8000_0008, 0, 0, 0)[0] >> 8, m.linear_bits());
+            (shown, m.linear_bits())
+        };
+        let without = |l, s| if (l, s) == (7, 0) { [0, !0, !LA57, !0] } else { claims_all(l, s) };
+        assert_eq!(of(&claims_all, true), (true, 57));
+        assert_eq!(of(&claims_all, false), (false, 48));
+        assert_eq!(of(&without, true), (false, 48));
     }
 }

@@ -32,16 +32,17 @@ pub const PASSED: [u32; 6] = [
 /// need be read from the processor when another vCPU comes in. IA32_TSC_AUX is one more, where the processor has it.
 pub const WATCHED: [u32; 4] = [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK];
 
-/// Where what is written to a [`WATCHED`] MSR goes, or to IA32_TSC_AUX; `None` where `index` is none of these.
+/// Where what is written to a [`WATCHED`] MSR goes, or to IA32_TSC_AUX; `None` where `index` is none of these. Addresses
+/// have the processor's full width, `linear_bits`, whatever the paging.
 ///
 /// # Errors
 /// #GP(0) for an address that is not canonical, or a reserved bit (SDM vol. 3, "Fast System Calls in 64-Bit Mode"; vol. 2,
 /// "WRMSR"): bits 63:32 of IA32_FMASK and IA32_TSC_AUX.
-pub fn watched(index: u32, value: u64) -> Option<Result<SysReg, GuestFault>> {
+pub fn watched(index: u32, value: u64, linear_bits: u32) -> Option<Result<SysReg, GuestFault>> {
     let (register, good) = match index {
         msr::IA32_STAR => (SysReg::Star, true),
-        msr::IA32_LSTAR => (SysReg::Lstar, Gla(value).is_canonical()),
-        msr::IA32_CSTAR => (SysReg::Cstar, Gla(value).is_canonical()),
+        msr::IA32_LSTAR => (SysReg::Lstar, Gla(value).is_canonical(linear_bits)),
+        msr::IA32_CSTAR => (SysReg::Cstar, Gla(value).is_canonical(linear_bits)),
         msr::IA32_FMASK => (SysReg::Fmask, value >> 32 == 0),
         msr::IA32_TSC_AUX => (SysReg::TscAux, value >> 32 == 0),
         _ => return None,
@@ -307,9 +308,11 @@ mod tests {
             (msr::IA32_TSC_AUX, 0xffff_ffff, Ok(SysReg::TscAux)),
             (msr::IA32_TSC_AUX, 1 << 63, Err(GuestFault::GP0)),
         ] {
-            assert_eq!(watched(index, value), Some(expected), "{index:#x} {value:#x}");
+            assert_eq!(watched(index, value, 48), Some(expected), "{index:#x} {value:#x}");
         }
-        assert_eq!(watched(msr::IA32_KERNEL_GS_BASE, 0), None);
+        assert_eq!(watched(msr::IA32_LSTAR, !HIGH + 1, 57), Some(Ok(SysReg::Lstar)));
+        assert_eq!(watched(msr::IA32_LSTAR, 1 << 56, 57), Some(Err(GuestFault::GP0)));
+        assert_eq!(watched(msr::IA32_KERNEL_GS_BASE, 0, 48), None);
     }
 
     #[test]

@@ -181,6 +181,10 @@ pub trait Vcpu {
     /// [`EntryFailure`] where the processor refuses the state.
     fn run<Q: Quick>(&mut self, deadline: Tsc, quick: &mut Q) -> Result<Ran, EntryFailure>;
 
+    /// Whether its registers hold linear addresses of 57 bits where the processor has them, whatever the hypervisor's own
+    /// paging: else guests are shown four levels.
+    fn holds_wide_addresses(&self) -> bool;
+
     /// Whether the processor has IA32_TSC_AUX.
     fn has_tsc_aux(&self) -> bool;
 

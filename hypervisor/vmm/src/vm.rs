@@ -198,6 +198,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
             tsc: host.tsc_frequency(),
             apic_id: u32::from(APIC_ID),
             hypercall_instruction: V::HYPERCALL_INSTRUCTION,
+            wide_addresses: vcpu.holds_wide_addresses(),
         };
         let machine = |leaf, subleaf| host.cpuid(leaf, subleaf);
         let cpuid = Cpuid::host(&|leaf, subleaf| model.limit(leaf, subleaf, machine(leaf, subleaf)), &input);

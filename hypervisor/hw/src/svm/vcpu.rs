@@ -231,6 +231,12 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    fn holds_wide_addresses(&self) -> bool {
+        // VMLOAD and VMSAVE move them, in the processor's full width (APM vol. 2, "Canonicalization and Consistency
+        // Checks").
+        true
+    }
+
     fn has_tsc_aux(&self) -> bool {
         self.shared.tsc_aux
     }

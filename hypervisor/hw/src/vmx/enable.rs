@@ -21,12 +21,15 @@ use super::bitmaps;
 use super::vcpu::VmxVcpu;
 use crate::memory::HostPage;
 use crate::platform::Backend;
+use crate::wrmsr_safe::wrmsr_safe;
 use crate::{speculation, xstate};
 
 /// IA32_FEATURE_CONTROL: locked.
 const LOCKED: u64 = 1;
 /// IA32_FEATURE_CONTROL: VMX outside SMX.
 const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+/// Width of linear addresses where tables may have five levels. Unit: bits.
+const WIDE: u8 = 57;
 
 /// Why VMX cannot be used here. Its display is one line for the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +98,8 @@ pub struct Shared {
     pub controls: Controls,
     /// What is done against speculation.
     pub plan: Plan,
+    /// Whether a guest's linear addresses may have 57 bits.
+    pub wide_addresses: bool,
     /// Which MSRs do not exit.
     pub msr_bitmap: HostPage,
     /// And where the processor virtualizes the guest's x2APIC.
@@ -136,10 +141,12 @@ impl Vmx {
         xstate::enable();
         let plan = plan(wanted, &speculation::enumerated());
         speculation::begin(&plan);
+        let wide_addresses = linear == WIDE && holds_wide_addresses();
         let shared = Box::leak(Box::new(Shared {
             capabilities,
             controls,
             plan,
+            wide_addresses,
             msr_bitmap: bitmaps::msr_bitmap(controls.secondary),
             x2apic_bitmap: bitmaps::x2apic_bitmap(controls.secondary),
             io_bitmap_a: bitmaps::low_ports(),
@@ -179,6 +186,17 @@ fn unlock() -> Result<(), Unsupported> {
     // SAFETY: the MSR is not locked, and these bits only allow VMXON.
     unsafe { Msr::new(msr::IA32_FEATURE_CONTROL).write(control | LOCKED | VMX_OUTSIDE_SMX) };
     Ok(())
+}
+
+/// Whether MSRs that hold a linear address take one of 57 bits while the hypervisor's own have 48, as a processor does that
+/// has five levels (SDM vol. 3, "Canonicality Checking"): a guest's addresses go through them at a switch. Not every
+/// emulator's do.
+fn holds_wide_addresses() -> bool {
+    let highest = 1 << (WIDE - 2);
+    [msr::IA32_KERNEL_GS_BASE, msr::IA32_LSTAR].into_iter().all(|index| {
+        // SAFETY: the hypervisor executes neither SWAPGS nor SYSCALL, so nothing is ever taken from these.
+        unsafe { wrmsr_safe(index, highest) && wrmsr_safe(index, 0) }
+    })
 }
 
 /// Whether the processor has IA32_TSC_AUX, and so RDTSCP or RDPID.

@@ -182,6 +182,10 @@ impl Vcpu for VmxVcpu {
         self.enter(deadline, quick)
     }
 
+    fn holds_wide_addresses(&self) -> bool {
+        self.shared.wide_addresses
+    }
+
     fn has_tsc_aux(&self) -> bool {
         self.switched.has_tsc_aux()
     }

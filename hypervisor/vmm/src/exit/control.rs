@@ -105,6 +105,9 @@ fn write_cr4<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64)
     if !vm.cpuid.cr4_allowed().contains(new) || long && !new.contains(Cr4::PAE) {
         return Err(GuestFault::GP0);
     }
+    if long && (old ^ new).contains(Cr4::LA57) {
+        return Err(GuestFault::GP0);
+    }
     if new.contains(Cr4::PCIDE) && !old.contains(Cr4::PCIDE) && (!long || vm.vcpu.read(SysReg::Cr3) & 0xfff != 0) {
         return Err(GuestFault::GP0);
     }

@@ -71,7 +71,7 @@ pub fn write<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Resu
         msr::IA32_SPEC_CTRL | msr::IA32_PRED_CMD => write_speculation(vm, index, value),
         // Without one, the guest cannot read it either.
         msr::IA32_TSC_AUX if !vm.vcpu.has_tsc_aux() => Err(GuestFault::GP0),
-        _ => match watched(index, value) {
+        _ => match watched(index, value, vm.cpuid.linear_bits()) {
             Some(register) => register.map(|register| vm.vcpu.write(register, value)),
             None => vm.msrs.write(index, value),
         },

@@ -354,6 +354,10 @@ impl Vcpu for FakeVcpu {
         }
     }
 
+    fn holds_wide_addresses(&self) -> bool {
+        false
+    }
+
     fn has_tsc_aux(&self) -> bool {
         true
     }

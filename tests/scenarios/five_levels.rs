@@ -3,8 +3,7 @@
 use anyhow::Result;
 use lamina_tests::{Firmware, Needs, Scenario, Stage};
 
-pub const SCENARIO: Scenario =
-    Scenario { name: "five_levels", needs: Needs::Tcg, limit: 600, long: false, run };
+pub const SCENARIO: Scenario = Scenario { name: "five_levels", needs: Needs::Tcg, limit: 600, long: false, run };
 
 fn run(stage: &Stage) -> Result<()> {
     let vm = |model: &str| {
@@ -24,7 +23,8 @@ fn run(stage: &Stage) -> Result<()> {
         let mut machine = stage.boot_with_screen(&vm(model), Firmware::Bios, Some(",+la57"))?;
         machine.expect(&format!(r"^\[{model}\] .*busybox shell"))?;
         machine.type_line(&format!("attach {model}"));
-        machine.type_line("echo levels $(grep -c la57 /proc/cpuinfo) $(sed -n 's/^address sizes.*, //p' /proc/cpuinfo)");
+        machine
+            .type_line("echo levels $(grep -c la57 /proc/cpuinfo) $(sed -n 's/^address sizes.*, //p' /proc/cpuinfo)");
         machine.expect(&format!(r"^\[{model}\] levels {} {levels} bits virtual", u8::from(levels == "57")))?;
         machine.type_line("poweroff -f");
         machine.expect(&format!(r"^\[lamina\] {model} stopped: powered off"))?;

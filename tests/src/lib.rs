@@ -121,7 +121,9 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Firmware, Name::Tcg) => Some(
             "a Linux that firmware started stood still there in the middle of its output, and why is not known yet",
         ),
-        (Needs::Tcg, name) if name != Name::Tcg => Some("only QEMU's emulation has processors with single features more or less"),
+        (Needs::Tcg, name) if name != Name::Tcg => {
+            Some("only QEMU's emulation has processors with single features more or less")
+        }
         _ => None,
     }
 }

@@ -88,6 +88,10 @@ pub fn fetch<P: Processor>(processor: &mut P) -> Fetched {
                 fetched.instruction = Err(Refused::Undecodable);
                 return fetched;
             }
+            Decoded::Undefined => {
+                fetched.instruction = Err(GuestFault::UD.into());
+                return fetched;
+            }
             Decoded::Incomplete => {}
         }
     }
@@ -96,25 +100,34 @@ pub fn fetch<P: Processor>(processor: &mut P) -> Fetched {
 enum Decoded {
     Instruction(Instruction),
     Nothing,
+    /// LOCK in front of what cannot be locked. A processor refuses it before it accesses anything; QEMU's emulation (7.2)
+    /// takes no notice of it.
+    Undefined,
     /// The bytes end before the instruction does.
     Incomplete,
 }
 
 fn decode(bytes: &[u8], bits: u32, rip: u64) -> Decoded {
-    let run = |bytes| {
-        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+    let run = |bytes, options| {
+        let mut decoder = Decoder::with_ip(bits, bytes, rip, options);
         let instruction = decoder.decode();
         (instruction, decoder.last_error())
     };
-    let (instruction, error) = run(bytes);
+    let (instruction, error) = run(bytes, DecoderOptions::NONE);
     if instruction.code() != Code::INVALID {
         return Decoded::Instruction(instruction);
     }
     // With 15 bytes the decoder calls "too long" what it calls "incomplete" with fewer.
     let incomplete = match bytes {
         _ if error == DecoderError::NoMoreBytes => true,
-        [shorter @ .., _] if bytes.len() == MAX_LENGTH => run(shorter).1 == DecoderError::NoMoreBytes,
+        [shorter @ .., _] if bytes.len() == MAX_LENGTH => {
+            run(shorter, DecoderOptions::NONE).1 == DecoderError::NoMoreBytes
+        }
         _ => false,
     };
-    if incomplete { Decoded::Incomplete } else { Decoded::Nothing }
+    if incomplete {
+        return Decoded::Incomplete;
+    }
+    let (lenient, _) = run(bytes, DecoderOptions::NO_INVALID_CHECK);
+    if lenient.code() != Code::INVALID && lenient.has_lock_prefix() { Decoded::Undefined } else { Decoded::Nothing }
 }

@@ -319,6 +319,11 @@ fn what_is_not_emulated_is_named() {
         assert_eq!(m.run_bytes(code), Err(Refused::Unsupported(mnemonic)));
         assert_eq!(m.seen, []);
     }
+    // No instruction; an unknown one that is locked.
+    assert_eq!(machine(0).run_bytes(&[0x0f, 0x0f, 0x06, 0xff]), Err(Refused::Undecodable));
+    assert_eq!(machine(0).run_bytes(&[0xf0, 0x0f, 0x0f, 0x06, 0xff]), Err(Refused::Undecodable));
     // LOCK belongs to no MOV.
-    assert_eq!(machine(0).run_bytes(&[0xf0, 0x89, 0x06]), Err(Refused::Undecodable));
+    for code in [&[0xf0, 0x89, 0x06], &[0xf0, 0x8b, 0x06]] {
+        assert_eq!(machine(0).run_bytes(code), Err(GuestFault::UD.into()));
+    }
 }

@@ -77,8 +77,8 @@ pub enum Exit {
     },
     /// A task switch, which needs software.
     TaskSwitch {
-        /// Selector of the new TSS.
-        selector: u16,
+        /// Selector of the new TSS; `None` where it is the link in the current one.
+        selector: Option<u16>,
         /// What asks for it.
         source: TaskSource,
     },

@@ -77,7 +77,8 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// Whether VMRUN refused the VMCB: VMEXIT_INVALID. Some processors write the low half only.
+    /// VMEXIT_INVALID: VMRUN refused the VMCB. Some processors write the low half only. On QEMU's emulation (7.2) also the
+    /// exit of a guest that moved to CR3 what has reserved bits, in place of #GP.
     pub const fn is_invalid(&self) -> bool {
         self.code & 0xffff_ffff == code::INVALID & 0xffff_ffff
     }
@@ -140,6 +141,8 @@ pub fn decode(c: &Captured) -> Exit {
         | code::TLBSYNC => Exit::Undefined,
         code::XSETBV => Exit::Xsetbv,
         code::NPF => decode_nested_fault(c),
+        // Where no entry was refused: see `Captured::is_invalid`.
+        _ if c.is_invalid() => Exit::Cr(CrExit { access: None }),
         _ => unknown,
     }
 }
@@ -186,7 +189,7 @@ const fn decode_task_switch(c: &Captured) -> Exit {
     } else {
         TaskSource::Call
     };
-    Exit::TaskSwitch { selector: (c.info1 & 0xffff) as u16, source }
+    Exit::TaskSwitch { selector: Some((c.info1 & 0xffff) as u16), source }
 }
 
 /// "IOIO Intercept Information".
@@ -278,12 +281,14 @@ mod tests {
             (0x77, Exit::Pause),
             (0x78, Exit::Hlt),
             (0x7c, Exit::Rdmsr),
-            (0x7d, Exit::TaskSwitch { selector: 0, source: TaskSource::Call }),
+            (0x7d, Exit::TaskSwitch { selector: Some(0), source: TaskSource::Call }),
             (0x7f, Exit::TripleFault),
             (0x81, Exit::Hypercall),
             (0x88, Exit::Icebp),
             (0x89, Exit::CacheFlush),
             (0x8d, Exit::Xsetbv),
+            (0xffff_ffff, undescribed),
+            (u64::MAX, undescribed),
         ]);
         // RSM, INVLPGA, VMRUN, VMLOAD to SKINIT, MONITOR, MWAIT twice, RDPRU, INVLPGB twice, INVPCID, MCOMMIT, TLBSYNC.
         for code in (0x82..=0x86).chain([0x73, 0x7a, 0x80, 0x8a, 0x8b, 0x8c, 0x8e, 0xa0, 0xa1, 0xa2, 0xa3, 0xa4]) {

@@ -249,7 +249,7 @@ const fn decode_task_switch(qualification: u64) -> Exit {
         2 => TaskSource::Jmp,
         _ => TaskSource::Gate,
     };
-    Exit::TaskSwitch { selector: (qualification & 0xffff) as u16, source }
+    Exit::TaskSwitch { selector: Some((qualification & 0xffff) as u16), source }
 }
 
 /// Table "Exit Qualification for I/O Instructions", and for strings "Format of the VM-Exit Instruction-Information
@@ -389,7 +389,7 @@ mod tests {
         use TaskSource::{Call, Gate, Iret, Jmp};
         for (n, source) in [Call, Iret, Jmp, Gate].into_iter().enumerate() {
             let exit = of(reason::TASK_SWITCH, (n as u64) << 30 | 0x28);
-            assert_eq!(exit, Exit::TaskSwitch { selector: 0x28, source });
+            assert_eq!(exit, Exit::TaskSwitch { selector: Some(0x28), source });
         }
     }
 

@@ -97,8 +97,9 @@ pub struct Shared {
     pub largest_page: FrameSize,
     /// The processor has TSC_AUX.
     pub tsc_aux: bool,
-    /// What EVENTINJ injects may come twice: see `resume`.
-    pub injects_twice: bool,
+    /// The processor is QEMU's emulation: what EVENTINJ injects may come twice there (see `resume`), and VMEXIT_INVALID may be
+    /// an exit of the guest's.
+    pub is_qemu: bool,
     /// What is done against speculation.
     pub plan: Plan,
     /// Which MSRs do not exit.
@@ -148,7 +149,7 @@ impl Svm {
             capabilities,
             largest_page: if control::has_huge_pages() { FrameSize::Size1G } else { FrameSize::Size2M },
             tsc_aux,
-            injects_twice: cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU),
+            is_qemu: cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU),
             plan,
             msr_map: bitmaps::msr(tsc_aux),
             io_map: bitmaps::io(),

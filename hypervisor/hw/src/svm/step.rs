@@ -2,10 +2,11 @@
 //!
 //! Owns two facts that the VMCB does not hold: whether the guest handles an NMI, and whether one instruction of the
 //! guest's is being stepped over with RFLAGS.TF. NMI blocking ends with the handler's IRET; its intercept comes before
-//! it is executed, so it is stepped over. An interrupt shadow is stepped over too where somebody waits for its end:
+//! it is executed, so it is stepped over. Not where it ends a nested task: TF would be saved with the flags of that task,
+//! which is switched from in software. An interrupt shadow is stepped over too where somebody waits for its end:
 //! not every processor gives the guest its shadow back at VMRUN, and a virtual interrupt would come too early there.
 
-use lamina_arch::cr::Rflags;
+use lamina_arch::cr::{Cr0, Efer, Rflags};
 use lamina_arch::event::{Event, vector};
 use lamina_arch::svm::exit::code;
 use lamina_arch::svm::intercept::First;
@@ -13,6 +14,8 @@ use lamina_arch::svm::vmcb::{self, Vmcb};
 
 /// DR6.BS: a single step.
 const SINGLE_STEP: u64 = 1 << 14;
+/// RFLAGS.NT.
+const NESTED_TASK: u64 = 1 << 14;
 /// DR6.B0 to B3.
 const BREAKPOINTS: u64 = 0xf;
 
@@ -46,6 +49,8 @@ pub enum Follows {
     Again,
     /// It was ours, and NMIs are not blocked any more.
     NmiWindow,
+    /// The handler's IRET switches tasks, and is to be finished in software; NMIs are blocked until then.
+    TaskSwitch,
 }
 
 /// NMI blocking and single steps of one virtual processor.
@@ -107,6 +112,9 @@ impl Stepper {
 
     /// After an exit with `exit_code`.
     pub fn after_exit(&mut self, vmcb: &mut Vmcb, exit_code: u64) -> Follows {
+        if exit_code == code::IRET && ends_task(vmcb) {
+            return Follows::TaskSwitch;
+        }
         if exit_code == code::IRET {
             self.at_iret = true;
             intercept_iret(vmcb, false);
@@ -166,6 +174,13 @@ pub fn behind_instruction(vmcb: &mut Vmcb) -> Option<Event> {
     }
     vmcb.write(vmcb::DR6, vmcb.read(vmcb::DR6) & !BREAKPOINTS | SINGLE_STEP);
     Some(Event::exception(vector::DB, None))
+}
+
+/// Whether IRET leads to the task that the current one is nested in.
+fn ends_task(vmcb: &Vmcb) -> bool {
+    let flags = vmcb.read(vmcb::RFLAGS);
+    let protected = vmcb.read(vmcb::CR0) & Cr0::PE.bits() != 0 && vmcb.read(vmcb::EFER) & Efer::LMA.bits() == 0;
+    protected && flags & (NESTED_TASK | Rflags::VM.bits()) == NESTED_TASK
 }
 
 fn intercept_iret(vmcb: &mut Vmcb, on: bool) {
@@ -236,6 +251,29 @@ mod tests {
         assert!(stepper.is_nmi_blocked() && intercepts_iret(&vmcb));
         assert!(!stepper.before_entry(&mut vmcb, false, false));
         assert_eq!(vmcb.read(vmcb::RFLAGS) & TF, 0);
+    }
+
+    #[test]
+    fn an_iret_that_ends_a_task_is_not_stepped_over() {
+        for (flags, cr0, efer, ends) in [
+            (0x4002, 0x11, Efer::SVME, true),
+            (0x0002, 0x11, Efer::SVME, false),
+            (0x2_4002, 0x11, Efer::SVME, false),
+            (0x4002, 0x10, Efer::SVME, false),
+            (0x4002, 0x8000_0011, Efer::SVME | Efer::LMA, false),
+        ] {
+            let (mut stepper, mut vmcb) = guest();
+            stepper.nmi_injected(&mut vmcb);
+            vmcb.write(vmcb::RFLAGS, flags);
+            vmcb.write(vmcb::CR0, cr0);
+            vmcb.write(vmcb::EFER, efer.bits());
+            let follows = if ends { Follows::TaskSwitch } else { Follows::Again };
+            assert_eq!(stepper.after_exit(&mut vmcb, code::IRET), follows);
+            // Whatever becomes of it in software, the next IRET counts until somebody says otherwise.
+            assert_eq!((stepper.is_nmi_blocked(), intercepts_iret(&vmcb)), (true, ends));
+            stepper.before_entry(&mut vmcb, false, false);
+            assert_eq!(vmcb.read(vmcb::RFLAGS) & TF == 0, ends);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
-use lamina_arch::exit::{Exit, Kind};
+use lamina_arch::exit::{Exit, Kind, TaskSource};
 use lamina_arch::hypercall;
 use lamina_arch::instruction::Instructions;
 use lamina_arch::regs::{ExtendedRegister, Gpr, Gprs, SysReg};
@@ -106,7 +106,7 @@ impl SvmVcpu {
             self.stepper.nmi_injected(vmcb);
         }
         let interrupt_window = self.interrupt_window && !in_shadow;
-        let entry = Entry { event, interrupt_window, at_once, injects_twice: self.shared.injects_twice, flush };
+        let entry = Entry { event, interrupt_window, at_once, injects_twice: self.shared.is_qemu, flush };
         let virtual_interrupt = resume(vmcb, &entry);
         // There is no timer in the VMCB: the machine's ends the guest's run like any interrupt.
         apic::arm(if at_once { Tsc(0) } else { deadline });
@@ -220,13 +220,20 @@ impl Vcpu for SvmVcpu {
             }
             self.captured = capture(vmcb, features);
             if self.captured.is_invalid() {
-                return Err(explain(vmcb, &self.shared.capabilities));
+                let failure = explain(vmcb, &self.shared.capabilities);
+                if !self.shared.is_qemu || !failure.broken_rules.is_empty() {
+                    return Err(failure);
+                }
+                // A guest that ran: `Captured::is_invalid` has why.
             }
             vmcb.set_clean();
             match self.stepper.after_exit(vmcb, self.captured.code) {
                 Follows::Decode => return Ok(Ran::Exit(decode(&self.captured))),
+                Follows::TaskSwitch if self.undelivered.is_none() => {
+                    return Ok(Ran::Exit(Exit::TaskSwitch { selector: None, source: TaskSource::Iret }));
+                }
                 Follows::NmiWindow if self.nmi_window => return Ok(Ran::Exit(Exit::NmiWindow)),
-                Follows::NmiWindow | Follows::Again => self.event = self.undelivered.take(),
+                Follows::TaskSwitch | Follows::NmiWindow | Follows::Again => self.event = self.undelivered.take(),
             }
         }
     }

@@ -39,7 +39,7 @@ fn perform<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, access: CrAcc
             let value = if source == Gpr::Rsp { vm.vcpu.read(SysReg::Rsp) } else { vm.vcpu.gprs().get(source) };
             match cr {
                 0 => write_cr0(vm, host, value)?,
-                3 => vm.vcpu.write(SysReg::Cr3, value),
+                3 => move_to_cr3(vm, host, value)?,
                 4 => write_cr4(vm, host, value)?,
                 _ => vm.chipset.set_cr8(value)?,
             }
@@ -120,6 +120,21 @@ fn write_cr4<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64)
         vm.vcpu.invalidate_linear();
     }
     Ok(())
+}
+
+/// MOV to CR3: in long mode with its reserved bits, outside it of 32 bits.
+fn move_to_cr3<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, value: u64) -> Result<(), GuestFault> {
+    /// The translations of this identifier stay; not a part of the register.
+    const KEEP: u64 = 1 << 63;
+    if vm.vcpu.read(SysReg::Efer) & Efer::LMA.bits() == 0 {
+        return write_cr3(vm, host, value & 0xffff_ffff);
+    }
+    let identifiers = vm.vcpu.read(SysReg::Cr4) & Cr4::PCIDE.bits() != 0;
+    let new = if identifiers { value & !KEEP } else { value };
+    if new & u64::MAX << vm.cpuid.physical_bits().clamp(32, 52) != 0 {
+        return Err(GuestFault::GP0);
+    }
+    write_cr3(vm, host, new)
 }
 
 /// CR3 becomes `value`, with what MOV to CR3 does beside, in legacy modes.

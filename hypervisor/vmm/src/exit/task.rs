@@ -18,8 +18,13 @@ use crate::vm::Vm;
 /// DR6.BT: the new task's TSS asked for a debug trap.
 const TASK_SWITCHED: u64 = 1 << 15;
 
-/// Switches to the task whose TSS `selector` names. What asked for it, where it was an event, has then been delivered.
-pub fn switch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, selector: u16, source: TaskSource) -> Resume {
+/// Switches to the task whose TSS `selector` names, or the link in the current TSS. What asked for it, where it was an event, has then been delivered.
+pub fn switch<H: Host, C: Chipset>(
+    vm: &mut Vm<H::Vcpu, C>,
+    host: &mut H,
+    selector: Option<u16>,
+    source: TaskSource,
+) -> Resume {
     let event = if source == TaskSource::Gate { vm.vcpu.interrupted_event() } else { None };
     // A processor that gives no event for a task gate means an INT n or its like, which it would execute again.
     let by_instruction = event.is_none_or(|event| is_software(&event));
@@ -37,6 +42,10 @@ pub fn switch<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, select
             }
         }
     }
+    let selector = match selector.map_or_else(|| task::link(&mut processor), Ok) {
+        Ok(selector) => selector,
+        Err(fault) => return Resume::Inject(fault),
+    };
     let task = Task {
         selector,
         source,

@@ -122,6 +122,17 @@ pub fn switch<P: Processor>(processor: &mut P, task: &Task) -> Result<bool, Gues
     Switch { processor, external: u32::from(task.external) }.run(task)
 }
 
+/// The selector in the link field of the current TSS: where IRET leads that ends a nested task.
+///
+/// # Errors
+/// The page fault that the guest gets.
+pub fn link<P: Processor>(processor: &mut P) -> Result<u16, GuestFault> {
+    let base = processor.segment(SegmentName::Tr).base;
+    let mut bytes = [0; 2];
+    Switch { processor, external: 0 }.read(base, &mut bytes)?;
+    Ok(u16::from_le_bytes(bytes))
+}
+
 impl<P: Processor> Switch<'_, P> {
     fn run(&mut self, task: &Task) -> Result<bool, GuestFault> {
         let target = self.new_task(task)?;

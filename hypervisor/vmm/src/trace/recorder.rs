@@ -207,7 +207,8 @@ fn what<V: Vcpu>(vcpu: &mut V, exit: &Exit) -> Option<String> {
         Exit::Cr(_) => "control-register".into(),
         Exit::NestedFault(fault) => format!("memory:{:x}", fault.gpa.0),
         Exit::NestedMisconfiguration { .. } => "nested-misconfiguration".into(),
-        Exit::TaskSwitch { selector, .. } => format!("task-switch:{selector:x}"),
+        Exit::TaskSwitch { selector: Some(selector), .. } => format!("task-switch:{selector:x}"),
+        Exit::TaskSwitch { selector: None, .. } => "task-switch:link".into(),
         Exit::Unknown { .. } => "unknown".into(),
     })
 }

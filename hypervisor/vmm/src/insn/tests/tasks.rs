@@ -7,7 +7,7 @@ use lamina_arch::regs::Gpr;
 use lamina_arch::segment::{AccessRights, Segment, SegmentName};
 
 use super::machine::{Machine, Page};
-use crate::insn::task::{Task, switch};
+use crate::insn::task::{Task, link, switch};
 
 const GDT: u64 = 0x1000;
 const OLD: u16 = 0x28;
@@ -89,6 +89,7 @@ fn a_call_nests_and_iret_comes_back() {
     assert_eq!((entry(&machine, OLD) & BUSY, entry(&machine, NEW) & BUSY), (BUSY, BUSY));
     assert_eq!(machine.peek(NEW_TSS, Width::B2), u64::from(OLD));
     assert_eq!(machine.flags.bits(), 0x202 | NT);
+    assert_eq!(link(&mut machine), Ok(OLD));
     let back = Task { selector: OLD, source: TaskSource::Iret, next_ip: 0x4101, external: false, error: None };
     assert_eq!(switch(&mut machine, &back), Ok(false));
     assert_eq!((entry(&machine, OLD) & BUSY, entry(&machine, NEW) & BUSY), (BUSY, 0));

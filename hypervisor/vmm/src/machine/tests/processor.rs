@@ -316,6 +316,23 @@ fn cr3_and_cr8_move_both_ways_and_rsp_is_a_register_too() {
 }
 
 #[test]
+fn cr3_refuses_its_reserved_bits_in_long_mode() {
+    for value in [0x8000 | 1 << 52, 0x8000 | 1 << 62, 0x8000 | 1 << 63] {
+        let (done, cr3, _) = after(|cpu| cpu.write(SysReg::Cr3, 0x6000), mov_to_cr(3, value), read(SysReg::Cr3));
+        assert_eq!((done, cr3), (GP, 0x6000), "{value:#x}");
+    }
+    // With process-context identifiers bit 63 is an instruction to the processor; outside long mode there are 32 bits.
+    let identifiers = |cpu: &mut FakeVcpu| {
+        let cr4 = cpu.read(SysReg::Cr4);
+        cpu.write(SysReg::Cr4, cr4 | Cr4::PCIDE.bits());
+    };
+    let (done, cr3, _) = after(identifiers, mov_to_cr(3, 0x8005 | 1 << 63), read(SysReg::Cr3));
+    assert_eq!((done, cr3), ((3, None), 0x8005));
+    let (done, cr3, _) = after(protected, mov_to_cr(3, 0x8000 | 1 << 62), read(SysReg::Cr3));
+    assert_eq!((done, cr3), ((3, None), 0x8000));
+}
+
+#[test]
 fn xsetbv_enables_what_builds_on_what_is_enabled() {
     let xsetbv = |register: u64, value: u64| {
         Step::exit(Exit::Xsetbv).length(3).with(move |cpu| {

@@ -66,10 +66,6 @@ pub enum Needs {
     Preemption,
     /// A machine of QEMU's own emulation, for a processor with some feature more or less.
     Tcg,
-    /// A machine whose bare processor is a measure of what a VM must do.
-    Measure,
-    /// A machine on which firmware and what it starts never stand still.
-    Firmware,
 }
 
 /// Runs the scenarios as an ordinary test program would its tests. Does not return.
@@ -115,12 +111,6 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Preemption, Name::BochsSvm) => {
             Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
         }
-        (Needs::Measure, Name::Tcg) => {
-            Some("the bare machine is no measure there: it faults at little, and stands still at a reserved bit of CR4")
-        }
-        (Needs::Firmware, Name::Tcg) => Some(
-            "a Linux that firmware started stood still there in the middle of its output, and why is not known yet",
-        ),
         (Needs::Tcg, name) if name != Name::Tcg => {
             Some("only QEMU's emulation has processors with single features more or less")
         }

@@ -102,8 +102,16 @@ impl Stage {
     /// # Errors
     /// Something cannot be built or started.
     pub fn boot_natively(&self, name: &str) -> Result<Running> {
+        self.boot_natively_with(name, "")
+    }
+
+    /// The same, with this command line.
+    ///
+    /// # Errors
+    /// As [`Stage::boot_natively`].
+    pub fn boot_natively_with(&self, name: &str, cmdline: &str) -> Result<Running> {
         let image = artifacts::build(&format!("guest-{name}"), name)?;
-        self.native(&image, &[], "")
+        self.native(&image, &[], cmdline)
     }
 
     /// Boots the Linux of a configuration's only VM on the bare machine, by GRUB from a disk: the same kernel, initrd and

@@ -126,6 +126,9 @@ global_asm!(
     "popl %eax", "movl %eax, {results} + 28",
     "movl {tss} + 32, %eax", "cmpl $legacy_fault, %eax", "sete %al", "movzbl %al, %eax", "movl %eax, {results} + 32",
     "movl $legacy_busy, {tss} + 32",
+    // IRET to another task saves flags. QEMU's emulation (7.2) saves what the last comparison compared, unless somebody has
+    // read them since: TF is among that.
+    "pushfl", "popl %eax",
     "iretl",
     // The second fault: the jump to a busy task.
     "popl %eax", "movl %eax, {results} + 36",

@@ -1,9 +1,9 @@
 //! For programs that are Multiboot images: from 32-bit protected mode to where [`entry!`](crate::entry) expects to be,
 //! and a look at what the loader left in memory.
 //!
-//! Such a program is linked with `multiboot-build.rs`, puts its header into the section `.multiboot`
-//! ([`multiboot_header!`](crate::multiboot_header)), and has an empty command line in its [`Boot`](crate::Boot): what
-//! the loader says, it reads itself.
+//! Such a program is linked with `multiboot-build.rs` and puts its header into the section `.multiboot`
+//! ([`multiboot_header!`](crate::multiboot_header)). Its [`Boot`](crate::Boot) has the command line, by Multiboot 1;
+//! what else the loader says, it reads itself.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -66,9 +66,16 @@ core::arch::global_asm!(
     "lgdt multiboot_gdt_pointer",
     "ljmp $8, $4f",
     ".code64",
+    // Multiboot 1, and its information says that there is a command line.
     "4: xorl %edi, %edi",
     "xorl %edx, %edx",
-    "jmp _start",
+    "cmpl $0x2badb002, {handover}",
+    "jne 5f",
+    "movl {handover} + 4, %eax",
+    "testb $4, (%rax)",
+    "je 5f",
+    "movl 16(%rax), %edi",
+    "5: jmp _start",
     ".text",
     handover = sym HANDOVER,
     options(att_syntax)

@@ -29,6 +29,12 @@ pub const TESTS: &[Test] = &[
     ("watchpoint on mov ss, then cpuid", || watched_ss(Behind::Cpuid, 0x01)),
     ("watchpoint on mov ss, then int1", || watched_ss(Behind::Int1, 0x01)),
     ("watchpoint on mov ss, then int3", || watched_ss(Behind::Int3, 0x0103)),
+    ("watchpoint on a port", watched_port),
+    ("watchpoint on a port, each iteration of rep outs", watched_rep_outs),
+    ("watchpoint on a port, without debugging extensions", || on_port(0, &[])),
+    ("watchpoint on a device in memory", watched_device),
+    ("watchpoint on what rep movs writes to a device", watched_rep_movs),
+    ("watchpoint on a device, and a step", watched_and_stepped),
     ("breakpoint on cpuid", || broken(Broken::Cpuid, 0x01)),
     ("breakpoint on what faults", || broken(Broken::Cr4, 0x010d)),
     ("breakpoint behind mov ss is held back", || broken(Broken::ShadowedNop, 0)),
@@ -263,6 +269,83 @@ fn watchpoint_keeps_bs() -> Verdict {
 
 fn watchpoint_clears_b() -> Verdict {
     same(watched_write(2), 1 << 16 | 1)
+}
+
+/// DR7: breakpoint 0 on a port, on writes of four bytes.
+const ON_PORT: u64 = 2 | 0b0010 << 16;
+const ON_STORE: u64 = 2 | 0b1101 << 16;
+/// CR4.DE.
+const EXTENSIONS: u64 = 1 << 3;
+
+fn set_extensions(on: u64) {
+    // SAFETY: breakpoints on ports are there with it; DR4 and DR5 are not.
+    unsafe { asm!("mov {t}, cr4", "and {t}, -9", "or {t}, {on}", "mov cr4, {t}", t = out(reg) _, on = in(reg) on) };
+}
+
+/// The exceptions were at these offsets from `start`, each told of as `told`.
+fn only_at(start: u64, offsets: &[u64], told: u64) -> Verdict {
+    for (n, offset) in offsets.iter().enumerate() {
+        let found = PLACES[n].load(Ordering::Relaxed).wrapping_sub(start);
+        same((n as u64) << 32 | found & 0xffff_ffff, (n as u64) << 32 | offset)?;
+        same(TOLD[n].load(Ordering::Relaxed) & 0xe00f, told)?;
+    }
+    same(SEEN.load(Ordering::Relaxed) as u64, offsets.len() as u64)
+}
+
+fn on_port(extensions: u64, offsets: &[u64]) -> Verdict {
+    watch(0x61);
+    set_extensions(extensions);
+    let start = traced!(["mov dr7, {c}", "66: in al, 0x61", "in al, 0x60", "nop"] c = in(reg) ON_PORT, out("al") _,);
+    set_extensions(0);
+    only_at(start, offsets, 1)
+}
+
+fn watched_port() -> Verdict {
+    on_port(EXTENSIONS, &[2])
+}
+
+fn watched_rep_outs() -> Verdict {
+    let bytes = [0u8; 3];
+    watch(0xed);
+    set_extensions(EXTENSIONS);
+    let start = traced!(
+        ["mov dr7, {c}", "66: rep outsb", "nop"]
+        c = in(reg) ON_PORT, inout("rcx") 3u64 => _, inout("rsi") bytes.as_ptr() => _, in("dx") 0xedu16,
+    );
+    set_extensions(0);
+    only_at(start, &[0, 0, 2], 1)
+}
+
+fn watched_device() -> Verdict {
+    watch(crate::devices::HOLE);
+    let start = traced!(
+        ["mov dr7, {c}", "66: mov eax, [rsi]", "mov [rsi], eax", "mov [rsi + 4], eax", "nop"]
+        c = in(reg) ON_STORE, in("rsi") crate::devices::HOLE, out("eax") _,
+    );
+    only_at(start, &[4], 1)
+}
+
+fn watched_rep_movs() -> Verdict {
+    let words = [0x11u32, 0x22, 0x33];
+    watch(crate::devices::HOLE + 4);
+    let start = traced!(
+        ["mov dr7, {c}", "66: rep movsd", "nop"]
+        c = in(reg) ON_STORE, inout("rcx") 3u64 => _, inout("rsi") words.as_ptr() => _,
+        inout("rdi") crate::devices::HOLE => _,
+    );
+    only_at(start, &[0], 1)
+}
+
+fn watched_and_stepped() -> Verdict {
+    watch(crate::devices::HOLE);
+    let start = traced!(
+        [
+            "pushfq", "or qword ptr [rsp], 0x100", "mov dr7, {c}", "popfq", "66: mov [rsi], eax", "pushfq",
+            "and qword ptr [rsp], -257", "popfq"
+        ]
+        c = in(reg) ON_STORE, in("rsi") crate::devices::HOLE, in("eax") 0,
+    );
+    at(start, &[2], &[STEP | 1])
 }
 
 #[derive(Clone, Copy)]

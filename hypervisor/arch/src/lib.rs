@@ -21,3 +21,4 @@ pub mod speculation;
 pub mod svm;
 pub mod time;
 pub mod vmx;
+pub mod watchpoints;

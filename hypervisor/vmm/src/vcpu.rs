@@ -14,6 +14,7 @@ use lamina_arch::instruction::Instructions;
 use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
+use lamina_arch::watchpoints::Watchpoints;
 
 use crate::apic::{ApicMode, ApicPage};
 use crate::nested::EntryFormat;
@@ -265,6 +266,13 @@ pub trait Vcpu {
 
     /// Indirect branches behind this are not predicted by those before it. Only where CPUID shows the barrier.
     fn prediction_barrier(&mut self);
+
+    /// The guest's breakpoints, where it has enabled any: the processor does not look at accesses that software finishes. While
+    /// there are some, accesses to ports and devices are never answered on the short way.
+    fn watchpoints(&mut self) -> Option<Watchpoints>;
+
+    /// The instruction that was just stepped over has met these breakpoints (bits 3:0, as in DR6): #DB before the next one.
+    fn meet(&mut self, breakpoints: u64);
 
     /// The four page-directory-pointer-table entries of PAE paging, which the processor does not load by itself when
     /// software finishes a MOV to CR0 or CR4.

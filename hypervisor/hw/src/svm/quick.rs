@@ -82,7 +82,10 @@ impl QuickRegisters for InGuest<'_> {
 /// devices in memory are not offered: the processor does not tell the linear address.
 #[inline(always)]
 pub fn offer<Q: Quick>(registers: &mut InGuest<'_>, tells_next_rip: bool, at: Tsc, quick: &mut Q) -> (Answer, Kind) {
+    // Breakpoints are looked at on the long way.
+    let watched = || registers.vmcb.read(vmcb::DR7) & BREAKPOINTS_ENABLED != 0;
     match registers.vmcb.read(vmcb::EXITCODE) {
+        code::IO | code::NPF if watched() => (Answer::Refused, Kind::Other),
         code::IO => (port_access(registers, at, quick), Kind::Io),
         code::NPF => (touch(registers.vmcb, quick), Kind::Nested),
         code::VINTR => (quick.window(), Kind::Window),
@@ -122,6 +125,9 @@ fn touch<Q: Quick>(vmcb: &Vmcb, quick: &mut Q) -> Answer {
     }
     quick.touch(gpa)
 }
+
+/// DR7, bits 7:0: breakpoints are enabled.
+const BREAKPOINTS_ENABLED: u64 = 0xff;
 
 /// Where the instruction behind the answered one is.
 #[inline(always)]

@@ -183,6 +183,15 @@ fn ends_task(vmcb: &Vmcb) -> bool {
     protected && flags & (NESTED_TASK | Rflags::VM.bits()) == NESTED_TASK
 }
 
+/// Breakpoints that the instruction behind us has met (bits 3:0), besides what [`behind_instruction`] has found. The
+/// exception to be injected.
+pub fn met(vmcb: &mut Vmcb, breakpoints: u64) -> Event {
+    let flags = vmcb.read(vmcb::RFLAGS);
+    let steps = if flags & Rflags::TF.bits() != 0 { SINGLE_STEP } else { 0 };
+    vmcb.write(vmcb::DR6, vmcb.read(vmcb::DR6) & !BREAKPOINTS | breakpoints | steps);
+    Event::exception(vector::DB, None)
+}
+
 fn intercept_iret(vmcb: &mut Vmcb, on: bool) {
     let mut intercepts = First::from_bits_retain(vmcb.read(vmcb::FIRST_INTERCEPTS));
     if intercepts.contains(First::IRET) != on {

@@ -19,6 +19,7 @@ use lamina_arch::svm::intercept::Third;
 use lamina_arch::svm::segment::{attributes, rights};
 use lamina_arch::svm::vmcb::{self, Field, ReadWrite, tlb_control};
 use lamina_arch::time::Tsc;
+use lamina_arch::watchpoints::Watchpoints;
 use lamina_vmm::nested::npt::Npt;
 use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 
@@ -29,7 +30,7 @@ use super::explain::explain;
 use super::quick::{InGuest, next_rip, offer, step};
 use super::resume::{Entry, resume, undelivered};
 use super::setup::{EFER_FORCED, setup};
-use super::step::{Follows, Stepper, behind_instruction};
+use super::step::{Follows, Stepper, behind_instruction, met};
 use super::switched::{read_debug, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
 use crate::xstate::ExtendedState;
@@ -411,6 +412,16 @@ impl Vcpu for SvmVcpu {
 
     fn prediction_barrier(&mut self) {
         speculation::barrier();
+    }
+
+    fn watchpoints(&mut self) -> Option<Watchpoints> {
+        let ports = self.read(SysReg::Cr4) & Cr4::DE.bits() != 0;
+        let dr7 = self.vmcb.fields().read(vmcb::DR7);
+        Watchpoints::new(|| if self.loaded { read_debug() } else { self.debug }, dr7, || ports)
+    }
+
+    fn meet(&mut self, breakpoints: u64) {
+        self.event = Some(met(self.vmcb.fields(), breakpoints));
     }
 
     fn set_pdptes(&mut self, _entries: [u64; 4]) {

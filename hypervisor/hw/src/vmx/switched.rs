@@ -130,6 +130,11 @@ impl Switched {
         }
     }
 
+    /// DR0 to DR3. To be called while loaded.
+    pub(super) fn breakpoints(&self) -> [u64; 4] {
+        if self.breakpoints.is_some() { read_breakpoints() } else { [0; 4] }
+    }
+
     /// Whether DR0 to DR3 move, and are what they were after reset. To be called while not loaded.
     pub(super) fn has_idle_breakpoints(&self) -> bool {
         self.breakpoints == Some([0; 4])

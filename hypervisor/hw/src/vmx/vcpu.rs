@@ -23,6 +23,7 @@ use lamina_arch::time::Tsc;
 use lamina_arch::vmx::controls::{EntryControls, EptVpidCapabilities, ProcessorBased, Secondary};
 use lamina_arch::vmx::exit::{Captured, interrupted_event};
 use lamina_arch::vmx::field;
+use lamina_arch::watchpoints::Watchpoints;
 use lamina_vmm::apic::{ApicMode, ApicPage};
 use lamina_vmm::frames::FrameSize;
 use lamina_vmm::nested::ept::Ept;
@@ -53,6 +54,8 @@ const BLOCKING_BY_NMI: u32 = 1 << 3;
 /// Pending debug exceptions: a single step.
 const SINGLE_STEP: u64 = 1 << 14;
 
+/// In the pending debug exceptions: breakpoints of bits 3:0 were enabled (SDM vol. 3, "Guest Non-Register State").
+const ENABLED_BREAKPOINT: u64 = 1 << 12;
 /// DR7 with no breakpoint enabled: as after reset.
 const DR7_RESET: u64 = 0x400;
 
@@ -67,6 +70,8 @@ pub struct VmxVcpu {
     event: Option<Event>,
     /// An instruction was stepped over with RFLAGS.TF set: its trap is pending, and goes before any interrupt.
     trap_pending: bool,
+    /// MOV of a debug register does not exit: the guest may have breakpoints enabled.
+    watched: bool,
     /// Processor-based controls as the VMCS has them.
     processor_controls: u32,
     /// Secondary controls, without those of the local APIC.
@@ -94,6 +99,7 @@ impl VmxVcpu {
             captured: Captured::default(),
             event: None,
             trap_pending: false,
+            watched: false,
             processor_controls: shared.controls.processor,
             secondary_controls: shared.controls.secondary,
             extended: ExtendedState::new(),
@@ -108,6 +114,26 @@ impl VmxVcpu {
 
     fn slot(&mut self, slot: Slot) -> u64 {
         self.cache.read(slot, &self.vmcs.current())
+    }
+
+    /// MOV of a debug register exits again.
+    #[cold]
+    fn unwatch(&mut self) {
+        self.watched = false;
+        self.set_control(ProcessorBased::MOV_DR_EXITING, true);
+    }
+
+    /// The breakpoints, of a guest that may have enabled some; where it has not, it is not watched until it touches a debug
+    /// register again. VMREADs: two.
+    #[cold]
+    fn enabled_watchpoints(&mut self) -> Option<Watchpoints> {
+        let dr7 = self.vmcs.current().read(field::GUEST_DR7);
+        let ports = self.read(SysReg::Cr4) & Cr4::DE.bits() != 0;
+        let watchpoints = Watchpoints::new(|| self.switched.breakpoints(), dr7, || ports);
+        if watchpoints.is_none() {
+            self.unwatch();
+        }
+        watchpoints
     }
 
     fn set_control(&mut self, control: ProcessorBased, on: bool) {
@@ -429,6 +455,17 @@ impl Vcpu for VmxVcpu {
         speculation::barrier();
     }
 
+    fn watchpoints(&mut self) -> Option<Watchpoints> {
+        if self.watched { self.enabled_watchpoints() } else { None }
+    }
+
+    fn meet(&mut self, breakpoints: u64) {
+        let mut vmcs = self.vmcs.current();
+        let pending = vmcs.read(field::GUEST_PENDING_DEBUG);
+        vmcs.write(field::GUEST_PENDING_DEBUG, pending | breakpoints | ENABLED_BREAKPOINT);
+        self.trap_pending = true;
+    }
+
     fn set_pdptes(&mut self, entries: [u64; 4]) {
         let mut vmcs = self.vmcs.current();
         let fields = [field::GUEST_PDPTE0, field::GUEST_PDPTE1, field::GUEST_PDPTE2, field::GUEST_PDPTE3];
@@ -482,7 +519,7 @@ impl Vcpu for VmxVcpu {
         self.switched.unload();
         if self.switched.has_idle_breakpoints() && self.vmcs.current().read(field::GUEST_DR7) == DR7_RESET {
             self.switched.leave_breakpoints();
-            self.set_control(ProcessorBased::MOV_DR_EXITING, true);
+            self.unwatch();
         }
         self.frame.defences.unload();
     }

@@ -15,6 +15,7 @@ use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
 use lamina_arch::regs::{ExtendedRegister, Gpr, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
+use lamina_arch::watchpoints::Watchpoints;
 
 use super::linear::{self, GuestTables};
 use super::{Resume, chipset_now, io, mmio};
@@ -58,6 +59,9 @@ struct Emulated<'a, H: Host, C> {
     /// instruction may run on with what was valid when it began.
     read: Option<Translation>,
     written: Option<Translation>,
+    /// The guest's breakpoints, and which of them the instruction has met.
+    watchpoints: Option<Watchpoints>,
+    met: u64,
     /// What a device, or an address without one, makes of the exit.
     ended: Option<Resume>,
 }
@@ -73,11 +77,29 @@ pub fn finish<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, cause:
         read = known;
         written = known.filter(|_| write);
     }
-    let mut processor = Emulated { read, written, ..Emulated::new(vm, host, cause, now) };
+    let watchpoints = vm.vcpu.watchpoints();
+    let mut processor = Emulated { read, written, watchpoints, ..Emulated::new(vm, host, cause, now) };
     let fetched = insn::fetch(&mut processor);
     let outcome = fetched.instruction.and_then(|instruction| insn::execute(&mut processor, &instruction));
     if let Some(resume) = processor.ended.take() {
         return resume;
+    }
+    if processor.met != 0
+        && let Ok(done) = outcome
+    {
+        let met = processor.met;
+        match done {
+            Done::Advance(length) => vm.vcpu.advance_by(length),
+            Done::AdvanceIntoShadow(length) => {
+                vm.vcpu.advance_by(length);
+                vm.vcpu.begin_shadow();
+            }
+            Done::Jumped => vm.vcpu.advance_by(0),
+            // Between two iterations.
+            Done::Again => {}
+        }
+        vm.vcpu.meet(met);
+        return Resume::Again;
     }
     let name = match outcome {
         Ok(Done::Advance(length)) => return Resume::AdvanceBy(length),
@@ -186,7 +208,24 @@ pub fn not_emulated(fetched: &insn::Fetched, why: String) -> StopReason {
 
 impl<'a, H: Host, C: Chipset> Emulated<'a, H, C> {
     fn new(vm: &'a mut Vm<H::Vcpu, C>, host: &'a mut H, cause: Cause<'a>, now: Tsc) -> Self {
-        Emulated { vm, host, cause, now, paging: None, read: None, written: None, ended: None }
+        Emulated {
+            vm,
+            host,
+            cause,
+            now,
+            paging: None,
+            read: None,
+            written: None,
+            watchpoints: None,
+            met: 0,
+            ended: None,
+        }
+    }
+
+    fn meet_port(&mut self, port: u16, length: usize) {
+        if let Some(watchpoints) = &self.watchpoints {
+            self.met |= watchpoints.port(port, length);
+        }
     }
 
     fn walk(&mut self, at: Gla, purpose: Purpose) -> Result<Gpa, GuestFault> {
@@ -236,6 +275,12 @@ fn pieces(gpa: Gpa, length: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
+    fn accessed(&mut self, at: Gla, length: usize, write: bool) {
+        if let Some(watchpoints) = &self.watchpoints {
+            self.met |= watchpoints.memory(at, length, write);
+        }
+    }
+
     fn gpr(&mut self, register: Gpr) -> u64 {
         if register == Gpr::Rsp { self.vm.vcpu.read(SysReg::Rsp) } else { self.vm.vcpu.gprs().get(register) }
     }
@@ -344,14 +389,20 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
     }
 
     fn port_read(&mut self, port: u16, data: &mut [u8]) {
+        self.meet_port(port, data.len());
         self.vm.chipset.port_read(self.now, port, data);
     }
 
     fn port_read_block(&mut self, port: u16, width: Width, data: &mut [u8]) -> usize {
+        // A breakpoint traps between two iterations.
+        if self.watchpoints.is_some() {
+            return 0;
+        }
         self.vm.chipset.port_read_block(self.now, port, width.bytes(), data)
     }
 
     fn port_write(&mut self, port: u16, data: &[u8]) {
+        self.meet_port(port, data.len());
         let signal = self.vm.chipset.port_write(self.now, port, data);
         if self.ended.is_none() {
             self.ended = io::obey(self.vm, signal);
@@ -359,7 +410,7 @@ impl<H: Host, C: Chipset> Processor for Emulated<'_, H, C> {
     }
 
     fn must_pause(&mut self) -> bool {
-        self.ended.is_some() || self.vm.dma_waits
+        self.ended.is_some() || self.vm.dma_waits || self.met != 0
     }
 }
 

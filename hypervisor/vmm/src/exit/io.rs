@@ -4,7 +4,7 @@ use lamina_arch::exit::{Direction, IoExit, Width};
 use lamina_arch::regs::{Gpr, Gprs};
 
 use super::emulate::{self, Cause};
-use super::{Resume, Surroundings, chipset_now};
+use super::{Resume, Surroundings, chipset_now, step_over};
 use crate::chipset::{Chipset, Signal};
 use crate::fault::{self, Site};
 use crate::host::Host;
@@ -12,7 +12,10 @@ use crate::stop::StopReason;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
-/// Handles a port access. VMREADs in all: reason, qualification, and on the way out length, RIP, interruptibility.
+/// Handles a port access. VMREADs in all: reason, qualification, and on the way out length, RIP, interruptibility; two more
+/// for a guest that may have breakpoints enabled. Not inlined: the run loop's turn would carry its frame, some 5
+/// instructions.
+#[inline(never)]
 pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<'_, H>, io: &IoExit) -> Resume {
     fault::point(if io.direction == Direction::In { Site::PortIn } else { Site::PortOut });
     let now = chipset_now(vm, around.host);
@@ -22,7 +25,8 @@ pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroun
         return resume;
     }
     let width = io.width.bytes();
-    match io.direction {
+    let met = vm.vcpu.watchpoints().map_or(0, |watchpoints| watchpoints.port(io.port, width));
+    let resume = match io.direction {
         Direction::In => {
             let mut data = [0; 8];
             vm.chipset.port_read(now, io.port, &mut data[..width]);
@@ -35,6 +39,23 @@ pub fn access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroun
             vm.pass_output(around.console, around.slot, now, around.host.now());
             obey(vm, signal).unwrap_or(Resume::Advance)
         }
+    };
+    if met == 0 || !matches!(resume, Resume::Advance) {
+        return resume;
+    }
+    trap(vm, around.host, met)
+}
+
+/// Goes past the instruction, which has met breakpoints.
+#[cold]
+#[inline(never)]
+fn trap<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H, met: u64) -> Resume {
+    match step_over(vm, host) {
+        Ok(()) => {
+            vm.vcpu.meet(met);
+            Resume::Again
+        }
+        Err(reason) => Resume::Stop(reason),
     }
 }
 

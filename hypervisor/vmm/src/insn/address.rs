@@ -15,6 +15,7 @@ use super::{Context, Processor, Purpose};
 /// Where up to 32 bytes of linear addresses are, with the rights checked: in one page, or in two.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
+    at: Gla,
     first: Gpa,
     second: Gpa,
     /// How many bytes are in the first page.
@@ -200,13 +201,13 @@ impl<P: Processor> Context<'_, P> {
         let first = self.processor.translate(at, purpose)?;
         let left = usize::try_from(PAGE_4K - at.offset_in(PAGE_4K)).unwrap_or(0);
         if length <= left {
-            return Ok(Place { first, second: first, head: length });
+            return Ok(Place { at, first, second: first, head: length });
         }
         let mut next = Gla(at.0.wrapping_add(left as u64));
         if !self.is_64() {
             next.0 &= 0xffff_ffff;
         }
-        Ok(Place { first, second: self.processor.translate(next, purpose)?, head: left })
+        Ok(Place { at, first, second: self.processor.translate(next, purpose)?, head: left })
     }
 
     /// Finds the memory operand, `bytes` further on.
@@ -219,6 +220,7 @@ impl<P: Processor> Context<'_, P> {
     }
 
     pub(super) fn load_bytes(&mut self, place: Place, data: &mut [u8]) {
+        self.processor.accessed(place.at, data.len(), false);
         let (first, second) = data.split_at_mut(place.head.min(data.len()));
         self.processor.load(place.first, first);
         if !second.is_empty() {
@@ -227,6 +229,7 @@ impl<P: Processor> Context<'_, P> {
     }
 
     pub(super) fn store_bytes(&mut self, place: Place, data: &[u8]) {
+        self.processor.accessed(place.at, data.len(), true);
         let (first, second) = data.split_at(place.head.min(data.len()));
         self.processor.store(place.first, first);
         if !second.is_empty() {

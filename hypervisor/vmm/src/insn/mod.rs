@@ -107,6 +107,12 @@ pub trait Processor {
     /// Writes up to 64 bytes within a page, or a block that a device gave: memory, a device, or open bus.
     fn store(&mut self, to: Gpa, data: &[u8]);
 
+    /// The instruction has read or written `length` bytes at `at`, a part of its operands: breakpoints are of linear
+    /// addresses.
+    fn accessed(&mut self, at: Gla, length: usize, write: bool) {
+        let _ = (at, length, write);
+    }
+
     /// NMIs are no longer blocked: what IRET does.
     fn unblock_nmi(&mut self);
 

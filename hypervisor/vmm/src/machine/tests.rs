@@ -24,6 +24,7 @@ mod string_io;
 mod time;
 mod trace;
 mod tsc;
+mod watchpoints;
 
 type Fake = Machine<FakeHost, FakeChipset>;
 

@@ -58,8 +58,8 @@ impl VmxVcpu {
                 CPUID => (quick.cpuid(registers), Kind::Cpuid),
                 RDMSR => (quick.rdmsr(registers, at), Kind::Rdmsr),
                 WRMSR => (quick.wrmsr(registers, at), Kind::Wrmsr),
-                IO => (port_access(registers, at, quick), Kind::Io),
-                EPT_VIOLATION => {
+                IO if !self.watched => (port_access(registers, at, quick), Kind::Io),
+                EPT_VIOLATION if !self.watched => {
                     let (answer, length) = nested(registers, at, quick);
                     let stepped = match answer {
                         Answer::Done => Answer::Again,
@@ -84,6 +84,7 @@ impl VmxVcpu {
                 // Tried again, with registers of the guest's own.
                 MOV_DR => {
                     self.switched.touch_breakpoints();
+                    self.watched = true;
                     set_control(&mut vmcs, &mut self.processor_controls, ProcessorBased::MOV_DR_EXITING, false);
                     (Answer::Again, Kind::Other)
                 }

@@ -5,13 +5,14 @@ use std::vec::Vec;
 
 use lamina_arch::addr::Hpa;
 use lamina_arch::cr::{Cr4, Rflags};
-use lamina_arch::event::{Event, EventKind, Interruptibility};
+use lamina_arch::event::{Event, EventKind, Interruptibility, vector};
 use lamina_arch::exit::{Direction, Exit, IoExit, Kind, NestedFault};
 use lamina_arch::hypercall;
 use lamina_arch::instruction::Instructions;
 use lamina_arch::regs::{ExtendedRegister, Gprs, SysReg};
 use lamina_arch::segment::{Segment, SegmentName};
 use lamina_arch::time::Tsc;
+use lamina_arch::watchpoints::Watchpoints;
 
 use super::apic::FakeApic;
 use super::host::{SERIAL_VECTOR, World};
@@ -47,6 +48,8 @@ pub struct FakeVcpu {
     pub extended: Vec<(ExtendedRegister, Vec<u8>)>,
     /// Events delivered since the script last emptied this.
     pub delivered: Vec<Event>,
+    /// Breakpoints that the guest has enabled.
+    pub watchpoints: Option<Watchpoints>,
     event: Option<Event>,
     interrupted: Option<Event>,
     /// Of the instruction that exited, unless it is finished; what is inside may be untold.
@@ -74,6 +77,7 @@ impl FakeVcpu {
             nmi_blocked: false,
             extended: Vec::new(),
             delivered: Vec::new(),
+            watchpoints: None,
             event: None,
             interrupted: None,
             length: None,
@@ -202,6 +206,10 @@ impl FakeVcpu {
         if self.interrupted.is_some() || !matches!(self.length, Some(Some(_))) {
             return Answer::Refused;
         }
+        // As the seam has it.
+        if self.watchpoints.is_some() && matches!(exit, Exit::Io(_) | Exit::NestedFault(_)) {
+            return Answer::Refused;
+        }
         let (at, registers) = (self.now(), &mut ByVcpu(self));
         let answer = match *exit {
             Exit::Cpuid => quick.cpuid(registers),
@@ -255,8 +263,8 @@ impl FakeVcpu {
         let next = quick.look(&mut ByVcpu(self), now)?;
         self.trace(|t| t.deadlines.push(next.deadline));
         self.request_interrupt_window(next.window);
-        if let Some(vector) = next.interrupt {
-            self.inject(Event::external(vector));
+        if let Some(interrupt) = next.interrupt {
+            self.inject(Event::external(interrupt));
             self.deliver();
         }
         Some(next.deadline)
@@ -477,6 +485,15 @@ impl Vcpu for FakeVcpu {
 
     fn prediction_barrier(&mut self) {
         self.trace(|t| t.speculation.push(None));
+    }
+
+    fn watchpoints(&mut self) -> Option<Watchpoints> {
+        self.watchpoints
+    }
+
+    fn meet(&mut self, breakpoints: u64) {
+        self.write(SysReg::Dr6, breakpoints);
+        self.event = Some(Event::exception(vector::DB, None));
     }
 
     fn set_pdptes(&mut self, entries: [u64; 4]) {

@@ -22,8 +22,8 @@ use crate::report;
 /// `cargo xtask check`
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// And what takes minutes: harnesses and property tests with many more cases, Miri, Kani where it is installed, and
-    /// the advisories of dependencies
+    /// And what takes minutes: harnesses and property tests with many more cases, loom, Miri, Kani where it is installed,
+    /// and the advisories of dependencies
     #[arg(long)]
     pub deep: bool,
 }
@@ -33,6 +33,8 @@ pub struct Arguments {
 pub enum Finding {
     /// All is well.
     Good,
+    /// All is well, and this much was looked at.
+    Told(String),
     /// This is wrong.
     Bad(String),
     /// It could not be looked at here, for this reason.
@@ -90,6 +92,7 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         // The status says it too, where nobody reads.
         drop(match finding {
             Finding::Good => writeln!(out, "ok      {name} ({seconds:.1} s)"),
+            Finding::Told(what) => writeln!(out, "ok      {name} ({seconds:.1} s): {what}"),
             Finding::Skipped(why) => writeln!(out, "skipped {name}: {why}"),
             Finding::Bad(what) => {
                 failed += 1;

@@ -4,10 +4,12 @@
 //! bytes go through the transmit ring, which the port's interrupt empties into the FIFO. Nothing here waits except the
 //! functions whose names say `polled`, and those never run on an exit's path. What is sent is shown on the [`screen`] too.
 //!
+//! The transmit ring is emptied by its writers too, so it is behind the port's lock. What was received goes one way, from
+//! the interrupt's handler to the console, through a [`Pipe`]: the console takes it without that lock.
+//!
 //! Source: National Semiconductor PC16550D data sheet, "FIFO Interrupt Mode Operation".
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
+use lamina_vmm::pipe::{Pipe, Reader, Writer};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::FIFO_SIZE;
@@ -56,15 +58,6 @@ impl<const N: usize> Ring<N> {
         taken
     }
 
-    fn pop(&mut self) -> Option<u8> {
-        if self.length == 0 {
-            return None;
-        }
-        let byte = self.bytes[self.head];
-        self.consume(1);
-        Some(byte)
-    }
-
     /// The bytes at the front that lie in one piece, at most `limit`.
     fn front(&self, limit: usize) -> &[u8] {
         let contiguous = self.length.min(N - self.head).min(limit);
@@ -81,7 +74,7 @@ impl<const N: usize> Ring<N> {
 struct Serial {
     uart: Option<Uart16550<PioBackend>>,
     transmit: Ring<TRANSMIT_RING>,
-    receive: Ring<RECEIVE_RING>,
+    receive: Option<Writer<'static, RECEIVE_RING>>,
     interrupts: bool,
     /// The transmitter's interrupt is on: set exactly while the ring holds bytes that wait for it.
     transmit_interrupt: bool,
@@ -96,15 +89,19 @@ struct Serial {
 static SERIAL: Mutex<Serial> = Mutex::new(Serial {
     uart: None,
     transmit: Ring::new(),
-    receive: Ring::new(),
+    receive: None,
     interrupts: false,
     transmit_interrupt: false,
     mid_line: false,
     lost: 0,
 });
 
-/// The receive ring holds bytes: what the run loop asks at each turn, without the lock.
-static RECEIVED: AtomicBool = AtomicBool::new(false);
+/// What was received: filled by the interrupt's handler, which has the other end in [`SERIAL`]. The run loop asks at each
+/// turn whether there is something.
+static RECEIVED: Pipe<RECEIVE_RING> = Pipe::new();
+
+/// Its end for the console, from [`init`] on. A lock for what is one reader: the handler never takes it.
+static READER: Mutex<Option<Reader<'static, RECEIVE_RING>>> = Mutex::new(None);
 
 impl Serial {
     /// Gives the transmitter what it takes at once, and keeps its interrupt on exactly while bytes wait.
@@ -131,9 +128,8 @@ impl Serial {
         let Some(uart) = self.uart.as_mut() else { return };
         let mut bytes = [0; FIFO_SIZE];
         let count = uart.receive_bytes(&mut bytes);
-        let kept = self.receive.push(&bytes[..count]);
+        let kept = self.receive.as_mut().map_or(0, |receive| receive.push(&bytes[..count]));
         self.lost += (count - kept) as u64;
-        RECEIVED.store(self.receive.length > 0, Ordering::Relaxed);
     }
 
     /// Sends the ring's bytes and then `bytes`, waiting for the port; what a dead port does not take is dropped.
@@ -168,7 +164,12 @@ pub fn init() -> bool {
         ..Config::DEFAULT
     };
     let present = uart.init(config).is_ok();
-    SERIAL.lock().uart = present.then_some(uart);
+    let mut serial = SERIAL.lock();
+    serial.uart = present.then_some(uart);
+    if let Some((writer, reader)) = RECEIVED.ends() {
+        serial.receive = Some(writer);
+        *READER.lock() = Some(reader);
+    }
     present
 }
 
@@ -199,15 +200,12 @@ pub fn write(bytes: &[u8]) -> usize {
 
 /// The next byte that was received.
 pub fn read() -> Option<u8> {
-    let mut serial = SERIAL.lock();
-    let byte = serial.receive.pop();
-    RECEIVED.store(serial.receive.length > 0, Ordering::Relaxed);
-    byte
+    READER.lock().as_mut()?.pop()
 }
 
 /// Whether [`read`] would give a byte.
 pub fn has_received() -> bool {
-    RECEIVED.load(Ordering::Relaxed)
+    !RECEIVED.is_empty()
 }
 
 /// Bytes received so far that found the ring full and were lost.
@@ -279,13 +277,16 @@ mod tests {
     fn the_ring_keeps_order_across_its_end_and_takes_no_more_than_fits() {
         let mut ring = Ring::<8>::new();
         assert_eq!(ring.push(b"abcdef"), 6);
-        assert_eq!((ring.pop(), ring.pop(), ring.pop()), (Some(b'a'), Some(b'b'), Some(b'c')));
+        assert_eq!(ring.front(3), b"abc");
+        ring.consume(3);
         assert_eq!(ring.push(b"ghijklm"), 5);
         assert_eq!((ring.room(), ring.push(b"x")), (0, 0));
         assert_eq!(ring.front(16), b"defgh");
         ring.consume(5);
         assert_eq!(ring.front(2), b"ij");
         ring.consume(2);
-        assert_eq!((ring.pop(), ring.pop()), (Some(b'k'), None));
+        assert_eq!(ring.front(2), b"k");
+        ring.consume(1);
+        assert_eq!(ring.front(2), b"");
     }
 }

@@ -3,3 +3,4 @@
 mod input;
 mod memory;
 mod nested;
+mod pipe;

@@ -25,13 +25,15 @@ pub(super) fn cargo(arguments: &[&str]) -> Command {
 }
 
 /// Runs it; where it fails, everything that it said is what is wrong.
-pub(super) fn finding(mut command: Command) -> Result<Finding> {
+pub(super) fn finding(command: Command) -> Result<Finding> {
+    Ok(output(command)?.map_or_else(Finding::Bad, |_| Finding::Good))
+}
+
+/// Runs it, and returns everything that it said; as an error where it fails.
+pub(super) fn output(mut command: Command) -> Result<Result<String, String>> {
     let output = command.stdin(Stdio::null()).output().context("cannot start cargo")?;
-    if output.status.success() {
-        return Ok(Finding::Good);
-    }
-    let words = [output.stdout, output.stderr].concat();
-    Ok(Finding::Bad(String::from_utf8_lossy(&words).into_owned()))
+    let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok(if output.status.success() { Ok(words) } else { Err(words) })
 }
 
 /// The first that is not good.

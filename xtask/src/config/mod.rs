@@ -194,4 +194,6 @@ impl std::fmt::Display for Source {
 }
 
 #[cfg(test)]
+mod harness;
+#[cfg(test)]
 mod tests;

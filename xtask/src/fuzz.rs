@@ -2,6 +2,7 @@
 //!
 //! Owns the judgement of such a run. The operations are `guest/hostile`'s, and the seed alone decides them.
 
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::paths;
 use crate::report::say;
 use crate::session::Request;
 
-/// Steps in a run of every day.
+/// Steps in a run of every day, more of them exits than not.
 pub const STEPS: u64 = 200_000;
 /// Least share of the processor that the witness gets, of 1000: 95 % of its half.
 const SHARE: u64 = 475;
@@ -45,8 +46,8 @@ pub struct Arguments {
 /// Nothing can be booted.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     match run(arguments.seed, arguments.steps, arguments.on) {
-        Ok(words) => {
-            println!("{words}");
+        Ok(outcome) => {
+            println!("{outcome}");
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
@@ -56,12 +57,33 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// One run; what it came to, in words.
+/// What a run came to that went well.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    seed: u64,
+    steps: u64,
+    /// Exits of the fuzzing guest, as the hypervisor has counted them.
+    pub exits: u64,
+    /// Time of the processor that the witness had, and the time that passed. Unit: 1000 ticks.
+    ran: u64,
+    of: u64,
+    took: Duration,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome { seed, steps, exits, ran, of, took } = self;
+        write!(f, "fuzz: seed {seed}, {steps} steps, {exits} exits in {} s, no panic, no stall; ", took.as_secs())?;
+        write!(f, "the witness ran for {ran} of {of} kiloticks")
+    }
+}
+
+/// One run; what it came to.
 ///
 /// # Errors
 /// The machine could not be booted, or something happened that must not: a panic, the end of the VM, a stall, a witness
 /// that was harmed. It says how to repeat the run.
-pub fn run(seed: u64, steps: u64, on: Option<Name>) -> Result<String> {
+pub fn run(seed: u64, steps: u64, on: Option<Name>) -> Result<Outcome> {
     run_built_with(None, seed, steps, on)
 }
 
@@ -69,7 +91,7 @@ pub fn run(seed: u64, steps: u64, on: Option<Name>) -> Result<String> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_built_with(feature: Option<&'static str>, seed: u64, steps: u64, on: Option<Name>) -> Result<String> {
+pub fn run_built_with(feature: Option<&'static str>, seed: u64, steps: u64, on: Option<Name>) -> Result<Outcome> {
     let config = format!(
         "[[vm]]\nname = \"fuzz\"\nkernel = \"guest:hostile\"\nmemory = \"16M\"\ncmdline = \"seed={seed} steps={steps}\"\n\
          [[vm]]\nname = \"witness\"\nkernel = \"guest:witness\"\nmemory = \"16M\"\n"
@@ -86,11 +108,15 @@ pub fn run_built_with(feature: Option<&'static str>, seed: u64, steps: u64, on: 
     })
 }
 
-fn judge(machine: &mut Machine, seed: u64, steps: u64) -> Result<String> {
-    let done = Regex::new(
-        r"^\[fuzz\] fuzz seed \d+: \d+ steps done$|^\[lamina\] (fuzz|witness) stopped: |^\[fuzz\] panicked",
+fn judge(machine: &mut Machine, seed: u64, steps: u64) -> Result<Outcome> {
+    let told = Regex::new(
+        r"^\[fuzz\] fuzz (step|seed \d+: \d+ steps done$)|^\[lamina\] (fuzz|witness) stopped: |^\[fuzz\] panicked",
     )?;
-    let line = wait(machine, 0, &done)?;
+    let mut line = wait(machine, 0, &told)?;
+    while let Some(far) = line.1.strip_prefix("[fuzz] fuzz step ") {
+        say(format_args!("seed {seed}: step {far}"));
+        line = wait(machine, line.0, &told)?;
+    }
     if !line.1.ends_with("steps done") {
         bail!("it must not end: {}", line.1);
     }
@@ -104,13 +130,20 @@ fn judge(machine: &mut Machine, seed: u64, steps: u64) -> Result<String> {
     if ran * 1000 < of * SHARE {
         bail!("the witness ran for {ran} of {of} kiloticks, less than 95 % of a half");
     }
-    machine.send("exits fuzz\n");
+    // The fuzzing guest has ended by now, or does at once.
+    let end = Regex::new(r"^\[lamina\] fuzz stopped: powered off \(status 0\)$")?;
+    let line = wait(machine, 0, &end)?;
+    machine.send("vms\n");
+    let row = Regex::new(r"^\[lamina\] fuzz +stopped .* (\d+)$")?;
+    let exits = wait(machine, line.0, &row)?.1;
+    let exits = row.captures(&exits).and_then(|found| found.get(1)?.as_str().parse().ok()).context("not a number")?;
+    let took = machine.elapsed();
     machine.send("quit\n");
     match machine.wait_exit() {
         Ok(crate::machine::Verdict::Exit(0)) => {}
         other => bail!("the machine must end with 0: {other:?}"),
     }
-    Ok(format!("fuzz: seed {seed}, {steps} steps, no panic, no stall; the witness ran for {ran} of {of} kiloticks"))
+    Ok(Outcome { seed, steps, exits, ran, of, took })
 }
 
 /// The next line that matches: its number and its text.

@@ -62,7 +62,11 @@ struct Slot<H: Host, C> {
 
 enum State<H: Host, C> {
     Alive(Box<Vm<H::Vcpu, C>>),
-    Ended { intended: bool },
+    Ended {
+        intended: bool,
+        /// How many exits it has had, since it last started.
+        exits: u64,
+    },
 }
 
 /// The machine with its VMs.
@@ -130,7 +134,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             machine.scheduler.add(config.weight);
             machine.slots.push(Slot {
                 config,
-                state: State::Ended { intended: false },
+                state: State::Ended { intended: false, exits: 0 },
                 not_before: Tsc(0),
                 last_reset: Tsc(0),
                 resets: 0,
@@ -275,8 +279,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         }
         self.scheduler.block(index);
         let slot = &mut self.slots[index];
-        match core::mem::replace(&mut slot.state, State::Ended { intended: false }) {
+        match core::mem::replace(&mut slot.state, State::Ended { intended: false, exits: 0 }) {
             State::Alive(mut vm) => {
+                slot.state = State::Ended { intended: false, exits: vm.counters.all_exits() };
                 self.alive -= 1;
                 if traces::show(&mut self.console, &mut vm) {
                     self.flush();
@@ -304,7 +309,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         self.console.vm_stopped(index);
         let slot = &mut self.slots[index];
         let intended = reason.is_intended() && (status == 0 || *reason == StopReason::Console);
-        slot.state = State::Ended { intended };
+        if let State::Ended { intended: told, .. } = &mut slot.state {
+            *told = intended;
+        }
         self.console.announce(&format!("{} stopped: {reason} (status {status})", slot.config.name));
     }
 
@@ -349,7 +356,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             self.told_end = true;
             self.console.log_line("all virtual machines have stopped");
         }
-        let good = self.slots.iter().all(|s| matches!(s.state, State::Ended { intended: true }));
+        let good = self.slots.iter().all(|s| matches!(s.state, State::Ended { intended: true, .. }));
         (!self.interactive).then_some(if good { STATUS_GOOD } else { STATUS_BAD })
     }
 

@@ -204,7 +204,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                     let state = if self.scheduler.is_runnable(index) { "running" } else { "waiting" };
                     (state, vm.memory.backed(), vm.counters.all_exits())
                 }
-                State::Ended { .. } => ("stopped", 0, 0),
+                State::Ended { exits, .. } => ("stopped", 0, *exits),
             };
             let milliseconds = hz.ns_in_ticks(self.scheduler.ran(index)) / 1_000_000;
             let line: String = format!(

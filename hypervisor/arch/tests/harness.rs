@@ -4,7 +4,7 @@
 use bolero::check;
 use lamina_arch::addr::Gpa;
 use lamina_arch::event::{Event, EventKind};
-use lamina_arch::exit::{CrAccess, Direction, Exit, NestedFault};
+use lamina_arch::exit::{CrAccess, Direction, Exit, NestedFault, TaskSource};
 use lamina_arch::msr;
 use lamina_arch::time::Frequency;
 use lamina_arch::vmx::capabilities::Capabilities;
@@ -217,6 +217,67 @@ fn every_16_bit_qualification_of_io_and_control_registers() {
         };
         let exit = of(u32::from(vmx_exit::reason::CONTROL_REGISTER), low);
         assert_eq!(matches!(exit, Exit::Cr(_)), allowed, "{low:#x}: {exit:?}");
+    }
+}
+
+/// The other reasons, those that there are not among them: what an exit says of a qualification is in it, and where it
+/// says nothing the qualification changes nothing.
+#[test]
+fn every_16_bit_qualification_of_every_reason() {
+    let of = |basic: u16, qualification| {
+        vmx_exit::decode(&vmx_exit::Captured {
+            reason: basic.into(),
+            qualification,
+            guest_physical: 0x1234_5678,
+            guest_linear: 0x7777,
+            ..Default::default()
+        })
+    };
+    for basic in (0..=0x7f).filter(|basic| !matches!(*basic, vmx_exit::reason::IO | vmx_exit::reason::CONTROL_REGISTER))
+    {
+        let silent = of(basic, 0);
+        for short in 0..=u16::MAX {
+            let low = u64::from(short);
+            let page = Gpa(msr::APIC_BASE_AFTER_RESET + (low & 0xfff));
+            match (basic, of(basic, low)) {
+                (vmx_exit::reason::TASK_SWITCH, exit) => {
+                    assert_eq!(exit, Exit::TaskSwitch { selector: short, source: TaskSource::Call });
+                }
+                (vmx_exit::reason::EPT_VIOLATION, Exit::NestedFault(fault)) => {
+                    let accesses = u64::from(fault.read) | u64::from(fault.write) << 1 | u64::from(fault.fetch) << 2;
+                    assert_eq!((accesses, fault.gpa), (low & 7, Gpa(0x1234_5678)), "{low:#x}");
+                    assert_eq!(fault.linear.map(|at| at.0), (low & 0x80 != 0).then_some(0x7777), "{low:#x}");
+                    assert_eq!(fault.table_walk, low & 0x180 == 0x80, "{low:#x}");
+                }
+                (vmx_exit::reason::APIC_ACCESS, Exit::NestedFault(fault)) => {
+                    let accesses = (fault.read, fault.write, fault.fetch, fault.table_walk, fault.gpa);
+                    let expected = match low >> 12 {
+                        0 => (true, false, false, false, page),
+                        1 => (false, true, false, false, page),
+                        2 => (false, false, true, false, page),
+                        3 => (false, false, false, false, page),
+                        // Guest-physical ones have no offset.
+                        10 | 15 => (true, false, false, true, Gpa(msr::APIC_BASE_AFTER_RESET)),
+                        _ => panic!("there is no such access: {low:#x}"),
+                    };
+                    assert_eq!((accesses, fault.linear), (expected, None), "{low:#x}");
+                }
+                (vmx_exit::reason::APIC_ACCESS, exit) => {
+                    assert!(matches!(exit, Exit::Unknown { .. }) && matches!(low >> 12, 4..=9 | 11..=14), "{low:#x}");
+                }
+                (vmx_exit::reason::APIC_WRITE, exit) => {
+                    assert_eq!(exit, Exit::ApicWrite { offset: short & 0xfff });
+                }
+                (vmx_exit::reason::VIRTUALIZED_EOI, exit) => {
+                    assert_eq!(exit, Exit::ApicEoi { vector: short.to_le_bytes()[0] });
+                }
+                (_, Exit::Unknown { reason, qualification }) => {
+                    assert_eq!((reason, qualification), (basic.into(), low));
+                    assert!(matches!(silent, Exit::Unknown { .. }), "reason {basic}, {low:#x}");
+                }
+                (_, exit) => assert_eq!(exit, silent, "reason {basic}, {low:#x}"),
+            }
+        }
     }
 }
 

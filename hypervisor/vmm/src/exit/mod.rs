@@ -11,7 +11,7 @@ mod hypercall;
 mod io;
 mod linear;
 mod mmio;
-mod mov;
+pub(crate) mod mov;
 pub(crate) mod msr;
 mod nested;
 mod nowhere;

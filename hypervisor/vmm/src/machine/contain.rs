@@ -50,7 +50,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         self.host.release();
         self.scheduler.block(index);
         let slot = &mut self.slots[index];
-        let status = match core::mem::replace(&mut slot.state, State::Ended { intended: false }) {
+        let status = match core::mem::replace(&mut slot.state, State::Ended { intended: false, exits: 0 }) {
             State::Alive(vm) => {
                 self.alive -= 1;
                 let status = vm.status;

@@ -19,8 +19,8 @@ fn run(stage: &Stage) -> Result<()> {
     // While it boots it has always something to do, nearly.
     machine.expect(r"^\[debian\] .*busybox shell")?;
     machine.type_line("vms");
-    let debian = machine.expect_number(r"^\[lamina\] debian +\w+ +256 MiB +(\d+)\.")?;
-    let hog = machine.expect_number(r"^\[lamina\] hog +\w+ +16 MiB +(\d+)\.")?;
+    let debian = machine.expect_number(r"^\[lamina\] debian +\w+ +256 MiB +\d+ MiB +(\d+)\.")?;
+    let hog = machine.expect_number(r"^\[lamina\] hog +\w+ +16 MiB +\d+ MiB +(\d+)\.")?;
     machine.check(debian * 100 >= (debian + hog) * 40, || format!("Linux ran for {debian} s, the hog for {hog} s"))?;
     machine.type_line("quit");
     machine.ends(0)

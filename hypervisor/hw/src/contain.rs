@@ -13,7 +13,7 @@ use lamina_vmm::host::Bug;
 use spin::Mutex;
 
 use crate::percpu::{self, PerCpu};
-use crate::{logger, memory, screen, serial};
+use crate::{logger, memory, paging, screen, serial};
 
 /// The bug that was contained last, until the run loop takes it. Shared by all processors.
 static BUG: Mutex<Option<Bug>> = Mutex::new(None);
@@ -22,7 +22,8 @@ static BUG: Mutex<Option<Bug>> = Mutex::new(None);
 #[inline(always)]
 pub fn work_for(number: u64) {
     // SAFETY: a store to this processor's own structure through the base that `percpu::init` set; the field is an atomic,
-    // so that it may change under a shared reference. It counts as one to all of memory, so that none moves over it.
+    // so that it may change under a shared reference. It counts as one to all memory that is known outside: the caller sees
+    // to it that what has to be is.
     unsafe {
         asm!(
             "mov gs:[{work}], {number}",
@@ -119,11 +120,13 @@ pub struct Containable {
 /// wrong in that is not contained.
 ///
 /// A lock that is held now is held by what would be abandoned, as no other processor runs: what it protects may be in the
-/// middle of a change. The heap's, the serial port's, the screen's and the log's are all there are.
+/// middle of a change. The heap's, the serial port's, the screen's, the log's and that of the
+/// hypervisor's own page tables are all there are.
 pub fn begin() -> Option<Containable> {
     let cpu = percpu::try_current()?;
     let vm = usize::try_from(cpu.work.load(Ordering::Relaxed).checked_sub(1)?).ok()?;
     let locked = serial::is_locked()
+        || paging::is_locked()
         || logger::is_locked()
         || screen::is_locked()
         || memory::heap_is_locked()

@@ -62,6 +62,11 @@ struct Tables {
 /// `None` until [`activate`]. Shared by all processors: they use the same tables.
 static TABLES: Mutex<Option<Tables>> = Mutex::new(None);
 
+/// Whether somebody holds the lock of the tables.
+pub fn is_locked() -> bool {
+    TABLES.is_locked()
+}
+
 /// Page tables come from the heap and stay for good.
 struct TableFrames;
 

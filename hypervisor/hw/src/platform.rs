@@ -121,6 +121,10 @@ impl<B: Backend> Host for Platform<B> {
         contain::work_for(0);
     }
 
+    fn progress(&self) {
+        watchdog::progress();
+    }
+
     fn take_bug(&mut self) -> Option<Bug> {
         // What was abandoned may have been at a window.
         self.memory.reset();
@@ -237,6 +241,7 @@ impl<B: Backend> Host for Platform<B> {
     }
 
     fn take_log_line(&mut self) -> Option<String> {
+        watchdog::check();
         logger::take_line()
     }
 }

@@ -14,7 +14,7 @@ use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
 use crate::exit::end_machine;
 use crate::idt::TrapFrame;
 use crate::logger::Polled;
-use crate::watchdog::PATIENCE_SECONDS;
+use crate::watchdog::{self, PATIENCE_SECONDS};
 use crate::{contain, logger, paging, percpu, screen, serial, svm, symbols, vmx};
 
 /// The status of a machine that ended by a bug.
@@ -60,8 +60,11 @@ fn begin() {
     logger::write_waiting();
 }
 
-/// A line of a report: to the console where that goes on, else to the port.
+/// A line of a report: to the console where that goes on, else to the port, which may take its time.
 fn say(line: fmt::Arguments<'_>) {
+    if percpu::try_current().is_some() {
+        watchdog::progress();
+    }
     if percpu::try_current().is_some_and(|cpu| cpu.reporting.load(Ordering::Relaxed)) {
         return logger::queue_line(line);
     }
@@ -128,7 +131,10 @@ pub fn stuck(frame: &mut TrapFrame) {
         backtrace(Some(frame.rip), frame.rbp);
         finish();
     };
-    let what = match last_exit() {
+    // Another VM may be on the processor, or one that is only being made.
+    let loaded =
+        percpu::try_current().is_some_and(|cpu| usize::from(cpu.current_vm.load(Ordering::Relaxed)) == bug.vm() + 1);
+    let what = match last_exit().filter(|_| loaded) {
         Some((kind, rip)) => format!("stuck for {PATIENCE_SECONDS} s, last exit {kind} at rip {rip:#x}"),
         None => format!("stuck for {PATIENCE_SECONDS} s"),
     };

@@ -10,7 +10,7 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lamina_arch::time::Tsc;
 use x86_64::instructions::port::Port;
@@ -19,7 +19,7 @@ use crate::idt::TrapFrame;
 use crate::ioapic::{self, Delivery, IoApics};
 use crate::madt::Madt;
 use crate::percpu::{self, PerCpu, count};
-use crate::{platform, report};
+use crate::{platform, report, timer};
 
 /// The ISA interrupt of the 8254's channel 0.
 const IRQ: u8 = 0;
@@ -28,10 +28,19 @@ const COMMAND: u16 = 0x43;
 /// Channel 0, low byte then high byte, mode 2 (rate generator), binary.
 const RATE_GENERATOR: u8 = 0x34;
 /// So many interrupts in a row without progress, and the processor counts as stuck. Nothing takes that long: what is
-/// proportional to the machine's memory tells of its progress in between.
+/// proportional to the machine's memory, or to what a guest asks for, tells of its progress in between.
 pub const PATIENCE: u32 = 72;
 /// The same in time: the channel counts down from 65536 at 1.193 MHz. Unit: seconds.
 pub const PATIENCE_SECONDS: u32 = 4;
+
+/// When it was started, 0 before. Unit: ticks of the TSC. There is one watchdog.
+static STARTED: AtomicU64 = AtomicU64::new(0);
+/// [`check`] has looked.
+static CHECKED: AtomicBool = AtomicBool::new(false);
+/// How long the interrupts are counted before it is said whether they come. Unit: seconds.
+const TRIAL: u64 = 2;
+/// How many there are in that time, about.
+const EXPECTED: u64 = TRIAL * 18;
 
 /// Starts it for the processor whose local APIC is `lapic_id`. False where the 8254's interrupt reaches no I/O APIC: then
 /// there is no watchdog.
@@ -42,7 +51,34 @@ pub fn start(apics: &mut IoApics, madt: &Madt, lapic_id: u32) -> bool {
         Port::<u8>::new(CHANNEL_0).write(0);
         Port::<u8>::new(CHANNEL_0).write(0);
     }
-    ioapic::route_isa(apics, madt, IRQ, Delivery::Nmi, lapic_id).is_some()
+    let routed = ioapic::route_isa(apics, madt, IRQ, Delivery::Nmi, lapic_id).is_some();
+    if routed {
+        STARTED.store(timer::now().0, Ordering::Relaxed);
+    }
+    routed
+}
+
+/// Looks once, some time after the start, whether the interrupts come as often as they should, and says so if not: an
+/// emulated 8254 may wait for an end of interrupt, and an HPET may have taken its place.
+pub fn check() {
+    let started = STARTED.load(Ordering::Relaxed);
+    if CHECKED.load(Ordering::Relaxed) || started == 0 {
+        return;
+    }
+    let elapsed = timer::now().0.wrapping_sub(started);
+    let trial = timer::frequency().ticks_in_ns(TRIAL * 1_000_000_000);
+    if elapsed < trial {
+        return;
+    }
+    CHECKED.store(true, Ordering::Relaxed);
+    let seen = percpu::current().nmis.load(Ordering::Relaxed);
+    // In so many times the time of the trial.
+    let expected = EXPECTED.saturating_mul(elapsed / trial.max(1));
+    if seen < expected / 4 || seen > expected.saturating_mul(8) {
+        log::warn!(
+            "the watchdog is not to be relied on: {seen} of its interrupts came where about {expected} should have"
+        );
+    }
 }
 
 /// A guest has exited at `at`. One store.

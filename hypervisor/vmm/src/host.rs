@@ -59,6 +59,10 @@ pub trait Host: HostMemory {
     /// What is done from here on is everybody's.
     fn end_work(&mut self);
 
+    /// Work that may take long without a guest's exit, or that a guest can make as long as it likes, has come a step further:
+    /// no step takes more than a fraction of a second.
+    fn progress(&self);
+
     /// The bug for which work was abandoned.
     fn take_bug(&mut self) -> Option<Bug>;
 

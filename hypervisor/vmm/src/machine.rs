@@ -229,10 +229,12 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         // Making a vCPU makes it the processor's current one.
         self.unload();
         let (from, heap) = (self.host.now(), self.host.heap_used());
+        let machine = contain::known(self);
+        let config = &machine.slots[index].config;
+        contain::begin(&mut machine.host, index);
+        let made = Vm::create(config, id, machine.image, &mut machine.host, &mut machine.pool);
+        contain::end(&mut machine.host);
         let slot = &mut self.slots[index];
-        contain::begin(&mut self.host, index);
-        let made = Vm::create(&slot.config, id, self.image, &mut self.host, &mut self.pool);
-        contain::end(&mut self.host);
         match made {
             Ok(mut vm) => {
                 vm.counters.made = self.host.now().since(from);
@@ -288,10 +290,11 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 }
                 let (now, status) = (self.host.now(), vm.status);
                 let at = Tsc(now.since(vm.started));
-                contain::begin(&mut self.host, index);
-                vm.pass_output(&mut self.console, index, at, now);
-                vm.destroy(&mut self.host, &mut self.pool);
-                contain::end(&mut self.host);
+                let machine = contain::known(self);
+                contain::begin(&mut machine.host, index);
+                vm.pass_output(&mut machine.console, index, at, now);
+                vm.destroy(&mut machine.host, &mut machine.pool);
+                contain::end(&mut machine.host);
                 if !self.any_lazy() {
                     empty_stock(&mut self.host, &mut self.pool);
                 }
@@ -328,14 +331,16 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             }
         }
         self.transmits = false;
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if let State::Alive(vm) = &mut slot.state {
-                contain::begin(&mut self.host, index);
+        for index in 0..self.slots.len() {
+            let machine = contain::known(self);
+            if let State::Alive(vm) = &mut machine.slots[index].state {
+                contain::begin(&mut machine.host, index);
                 let at = Tsc(now.since(vm.started));
-                vm.pass_input(&mut self.console, index, at);
-                vm.pass_output(&mut self.console, index, at, now);
-                self.transmits |= vm.chipset.has_output();
-                contain::end(&mut self.host);
+                vm.pass_input(&mut machine.console, index, at);
+                vm.pass_output(&mut machine.console, index, at, now);
+                let transmits = vm.chipset.has_output();
+                contain::end(&mut machine.host);
+                machine.transmits |= transmits;
             }
         }
         self.console.poll(now);
@@ -367,12 +372,14 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         if self.scheduler.runnable() == self.alive {
             return first;
         }
-        for (index, slot) in self.slots.iter_mut().enumerate() {
+        for index in 0..self.slots.len() {
+            let machine = contain::known(self);
+            let slot = &mut machine.slots[index];
             let State::Alive(vm) = &mut slot.state else { continue };
-            if self.scheduler.is_runnable(index) {
+            if machine.scheduler.is_runnable(index) {
                 continue;
             }
-            contain::begin(&mut self.host, index);
+            contain::begin(&mut machine.host, index);
             let at = Tsc(now.since(vm.started));
             let due = vm.chipset.next_deadline().is_some_and(|deadline| deadline <= at);
             if due {
@@ -381,13 +388,13 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             vm.nmi_waits |= vm.chipset.take_nmi();
             let wakes = vm.nmi_waits || !vm.awaits_nmi && vm.chipset.interrupt_pending();
             let timer = vm.chipset.next_deadline();
-            contain::end(&mut self.host);
+            contain::end(&mut machine.host);
             if wakes {
-                self.scheduler.wake(index);
+                machine.scheduler.wake(index);
                 continue;
             }
             if due {
-                slot.not_before = now + self.futile_timer;
+                slot.not_before = now + machine.futile_timer;
             }
             if let Some(timer) = timer {
                 let timer = (vm.started + timer.0).max(slot.not_before);

@@ -66,6 +66,10 @@ impl Qemu {
             .arg("-D")
             .arg(log(directory))
             .current_dir(directory);
+        if self.accelerator == Accelerator::Kvm {
+            // Else the 8254 waits for the end of its last interrupt, of which a non-maskable one has none.
+            command.args(["-global", "kvm-pit.lost_tick_policy=discard"]);
+        }
         if let Some(firmware) = &machine.uefi {
             command.arg("-bios").arg(firmware);
         }

@@ -18,6 +18,8 @@ use crate::nested::{Access, Visited};
 
 /// Violations that are told; of more, only their number.
 const TOLD: usize = 16;
+/// Pages and frames that are looked at in one step.
+const STEP: u64 = 1 << 14;
 
 /// What an audit found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +69,9 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             vm.tables().visit(&self.host, &mut |visited| {
                 let Visited::Page { gpa, hpa, size, access } = visited else { return };
                 audit.pages += 1;
+                if audit.pages.is_multiple_of(STEP) {
+                    self.host.progress();
+                }
                 let may = vm.memory.mapping(&self.host, gpa, size);
                 let own = may.is_some_and(|(own, most)| own == hpa && within(access, most));
                 let apic = vm.access_page.as_ref().is_some_and(|page| page.explains(gpa, hpa, size, access));
@@ -94,10 +99,16 @@ impl<H: Host, C: Chipset> Machine<H, C> {
 
     /// Tells `claim` of every frame that a VM which lives, its tables or the stock has: whose it is, where, and its size.
     pub(super) fn each_claim(&self, stock: &[Hpa], claim: &mut dyn FnMut(&str, Hpa, FrameSize)) {
+        let mut claimed = 0u64;
         for slot in &self.slots {
             let State::Alive(vm) = &slot.state else { continue };
+            self.host.progress();
             for (_, at, size) in vm.memory.owned(&self.host) {
                 claim(&vm.name, at, size);
+                claimed += 1;
+                if claimed.is_multiple_of(STEP) {
+                    self.host.progress();
+                }
             }
             if let Some(page) = &vm.access_page {
                 claim(&vm.name, page.frame(), FrameSize::Size4K);

@@ -158,36 +158,38 @@ impl<H: Host, C: Chipset> Machine<H, C> {
 
     /// The text on the screen of VM `index`, a line each.
     fn screen(&mut self, index: usize) {
-        let State::Alive(vm) = &self.slots[index].state else { return };
-        contain::begin(&mut self.host, index);
+        let machine = contain::known(self);
+        let State::Alive(vm) = &machine.slots[index].state else { return };
+        contain::begin(&mut machine.host, index);
         let screen = vm.chipset.screen();
-        contain::end(&mut self.host);
+        contain::end(&mut machine.host);
         match screen {
             Some(mut lines) => {
                 let used = lines.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1);
                 lines.truncate(used);
                 let heading = format!("screen of {}, {used} lines:", vm.name);
-                self.console.reply(&heading);
-                lines.iter().for_each(|line| self.console.reply(&format!("| {line}")));
+                machine.console.reply(&heading);
+                lines.iter().for_each(|line| machine.console.reply(&format!("| {line}")));
             }
-            None if self.slots[index].config.vga.is_some() => {
+            None if machine.slots[index].config.vga.is_some() => {
                 let line = format!("the screen of {} shows no text", vm.name);
-                self.console.reply(&line);
+                machine.console.reply(&line);
             }
             None => {
                 let line = format!("{} has no screen; `vga = true` gives it one", vm.name);
-                self.console.reply(&line);
+                machine.console.reply(&line);
             }
         }
     }
 
     /// Types on the keyboard of VM `index`.
     fn type_keys(&mut self, index: usize, keys: &[Key], now: Tsc) {
-        let State::Alive(vm) = &mut self.slots[index].state else { return };
+        let machine = contain::known(self);
+        let State::Alive(vm) = &mut machine.slots[index].state else { return };
         let at = Tsc(now.since(vm.started));
-        contain::begin(&mut self.host, index);
+        contain::begin(&mut machine.host, index);
         let typed = keys.iter().take_while(|key| vm.chipset.type_key(at, **key)).count();
-        contain::end(&mut self.host);
+        contain::end(&mut machine.host);
         if typed < keys.len() {
             let line = format!("{}: {typed} of {} keys typed: its keyboard takes no more now", vm.name, keys.len());
             self.console.reply(&line);

@@ -17,7 +17,14 @@ use crate::frames::{Census, FrameSize, empty_stock};
 use crate::host::{Bug, Host};
 use crate::stop::StopReason;
 
-/// What is done from here on is done for VM `vm` alone.
+/// All of `machine` is in memory, and nothing is believed of what is there: what outlives a VM, before anything is done for
+/// it alone.
+#[inline(always)]
+pub(super) fn known<H: Host, C>(machine: &mut Machine<H, C>) -> &mut Machine<H, C> {
+    core::hint::black_box(machine)
+}
+
+/// What is done from here on is done for VM `vm` alone. Before: [`known`].
 #[inline(always)]
 pub(super) fn begin(host: &mut impl Host, vm: usize) {
     fault::working_for(Some(vm));
@@ -78,7 +85,14 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     /// again before its translations were forgotten, as making a virtual processor and giving it tables do.
     fn reclaim(&mut self, index: usize) {
         let stock: Vec<Hpa> = self.host.stock().frames().to_vec();
-        let Some(mut census) = Census::new(&self.pool) else { return };
+        let Some(mut census) = Census::new(&self.pool) else {
+            let line = format!(
+                "{}: what it had is kept out of use, for want of room to count it",
+                self.slots[index].config.name
+            );
+            self.console.log_line(&line);
+            return;
+        };
         let mut agreed = true;
         self.each_claim(&stock, &mut |_, at, size| agreed &= census.claim(at, size).is_ok());
         for &(first, count) in &self.withheld {

@@ -42,7 +42,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             self.unload();
         }
         // What outlives this VM is in memory before anything is done for it alone.
-        let machine = core::hint::black_box(&mut *self);
+        let machine = contain::known(self);
         let State::Alive(vm) = &mut machine.slots[index].state else { return };
         contain::begin(&mut machine.host, index);
         if switches {
@@ -105,6 +105,7 @@ fn turn<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, around: &mut Surroundings<
         }
         if vm.dma_waits {
             vm.dma_waits = dma::serve(&mut vm.chipset, &mut vm.memory, around.host) == Served::Part;
+            around.host.progress();
             // The loop is gone through again, so that a long transfer is interrupted like a guest.
             continue;
         }

@@ -278,6 +278,8 @@ impl Host for FakeHost {
         assert!(WORK.take().is_some(), "work ends that has not begun");
     }
 
+    fn progress(&self) {}
+
     fn take_bug(&mut self) -> Option<Bug> {
         BUG.take()
     }

@@ -241,7 +241,7 @@ fn every_16_bit_qualification_of_every_reason() {
             let page = Gpa(msr::APIC_BASE_AFTER_RESET + (low & 0xfff));
             match (basic, of(basic, low)) {
                 (vmx_exit::reason::TASK_SWITCH, exit) => {
-                    assert_eq!(exit, Exit::TaskSwitch { selector: short, source: TaskSource::Call });
+                    assert_eq!(exit, Exit::TaskSwitch { selector: Some(short), source: TaskSource::Call });
                 }
                 (vmx_exit::reason::EPT_VIOLATION, Exit::NestedFault(fault)) => {
                     let accesses = u64::from(fault.read) | u64::from(fault.write) << 1 | u64::from(fault.fetch) << 2;

@@ -21,6 +21,7 @@ extern crate alloc;
 pub const NEITHER: &str =
     "this processor has neither VT-x (CPUID 1:ECX.VMX is 0) nor AMD-V (CPUID 0x80000001:ECX.SVM is 0)";
 
+pub mod announce;
 pub mod apic;
 mod contain;
 pub mod control;

@@ -10,11 +10,12 @@ use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
 use lamina_vmm::frames::FrameStock;
 use lamina_vmm::host::{Bug, Host, HostMemory};
+use lamina_vmm::ownership::Announcement;
 use lamina_vmm::vcpu::Vcpu;
 
 use crate::guest_ram::GuestRam;
 use crate::memory::KernelHeap;
-use crate::{apic, contain, interrupts, logger, paging, percpu, rtc, serial, timer, watchdog, xstate};
+use crate::{announce, apic, contain, interrupts, logger, paging, percpu, rtc, serial, timer, watchdog, xstate};
 
 /// Memory that is cleared before the watchdog is told that this has come further. Unit: bytes.
 const ZEROED_AT_ONCE: usize = 16 << 20;
@@ -70,6 +71,8 @@ impl<B: Backend> Platform<B> {
 }
 
 impl<B> HostMemory for Platform<B> {
+    const ANNOUNCES: bool = announce::ANNOUNCES;
+
     fn read(&self, from: Hpa, data: &mut [u8]) {
         self.memory.read(from, data);
     }
@@ -101,6 +104,11 @@ impl<B> HostMemory for Platform<B> {
 
     fn release(&mut self) {
         self.memory.release();
+    }
+
+    #[inline(always)]
+    fn announce(&self, announcement: Announcement) {
+        announce::announce(announcement);
     }
 }
 

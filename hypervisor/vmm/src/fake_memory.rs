@@ -2,12 +2,14 @@
 
 #![allow(clippy::cast_possible_truncation)]
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use lamina_arch::addr::Hpa;
 
 use crate::frames::FrameStock;
 use crate::host::HostMemory;
+use crate::ownership::Announcement;
 
 /// One change of an aligned 64-bit word, in the order in which the changes happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct FakeMemory {
     /// Whether writes are logged.
     pub recording: bool,
     stock: FrameStock,
+    /// What was said of who owns what.
+    pub announced: RefCell<Vec<Announcement>>,
 }
 
 /// What memory holds that nobody has written: whoever forgets to clear a frame gets to see it.
@@ -63,6 +67,12 @@ impl FakeMemory {
 }
 
 impl HostMemory for FakeMemory {
+    const ANNOUNCES: bool = true;
+
+    fn announce(&self, announcement: Announcement) {
+        self.announced.borrow_mut().push(announcement);
+    }
+
     fn read(&self, from: Hpa, data: &mut [u8]) {
         self.check(from, data.len() as u64);
         let mut at = from.0;

@@ -7,11 +7,15 @@ use lamina_arch::addr::Hpa;
 use lamina_arch::time::{Frequency, Tsc};
 
 use crate::frames::FrameStock;
+use crate::ownership::Announcement;
 use crate::vcpu::Vcpu;
 
 /// The machine's physical memory, as far as VMs and their tables may own it. An address outside of what the frame
 /// pool manages is a bug of ours, and panics.
 pub trait HostMemory {
+    /// Somebody hears of it when memory changes its owner.
+    const ANNOUNCES: bool = false;
+
     /// Copies from host-physical memory at `from` into `data`.
     fn read(&self, from: Hpa, data: &mut [u8]);
 
@@ -32,6 +36,10 @@ pub trait HostMemory {
 
     /// Another VM comes in: memory that was within the hypervisor's reach is out of it until it is accessed again.
     fn release(&mut self) {}
+
+    /// Tells whoever listens.
+    #[inline(always)]
+    fn announce(&self, _: Announcement) {}
 }
 
 /// A bug of ours that was contained.

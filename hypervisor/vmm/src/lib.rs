@@ -35,6 +35,7 @@ pub mod machine;
 pub mod memory;
 pub mod msr;
 pub mod nested;
+pub mod ownership;
 pub mod pipe;
 pub mod sched;
 pub mod smbios;

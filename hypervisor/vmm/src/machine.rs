@@ -99,6 +99,11 @@ pub struct Machine<H: Host, C> {
     withheld: Vec<(Hpa, u64)>,
 }
 
+/// The number of the VM in place `index`: its VPID or ASID.
+fn number(index: usize) -> u16 {
+    u16::try_from(index + 1).unwrap_or(u16::MAX)
+}
+
 impl<H: Host, C: Chipset> Machine<H, C> {
     /// The machine `host` with memory `pool`, and the VMs of `bundle`, whose blobs are in `image`. A VM that cannot
     /// start is refused with its reason on the console; the others start.
@@ -225,7 +230,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
 
     /// Makes VM `index` from its configuration and lets it run, or says why not.
     fn start(&mut self, index: usize) {
-        let id = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        let id = number(index);
         // Making a vCPU makes it the processor's current one.
         self.unload();
         let (from, heap) = (self.host.now(), self.host.heap_used());

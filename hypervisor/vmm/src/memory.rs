@@ -155,6 +155,8 @@ pub struct GuestMemory {
     /// What is backed of memory that is backed on first touch; there are no extents then.
     lazy: Option<Lazy>,
     written: watch::Writes,
+    /// Whose it is, where somebody is told of that; else 0.
+    owner: u16,
 }
 
 /// What [`GuestMemory::touch`] found.
@@ -377,6 +379,7 @@ impl GuestMemory {
     /// Gives all frames back. Their content stays: whoever takes them next clears them. No processor may be able to
     /// reach them any more: the nested tables are gone and the invalidation is acknowledged.
     pub fn release(self, host: &impl HostMemory, pool: &mut FramePool) {
+        self.renounce(host);
         for (_, frame, size) in self.frames {
             lazy::give_back(pool, frame, size);
         }
@@ -402,7 +405,7 @@ impl GuestMemory {
             && let Some(frame) = pool.allocate(FrameSize::Size2M)
         {
             host.zero(frame, PAGE_2M);
-            lazy.back_large(gpa, frame);
+            lazy.back_large(host, gpa, frame);
             return Touched::Backed { gpa: chunk.start, hpa: frame, size: FrameSize::Size2M };
         }
         match lazy.back(host, gpa) {
@@ -432,11 +435,6 @@ impl GuestMemory {
     /// Whether the hypervisor itself found no frame for what it had to write: the guest cannot go on.
     pub fn is_starved(&self) -> bool {
         self.lazy.as_ref().is_some_and(Lazy::is_starved)
-    }
-
-    /// Memory that is backed. Unit: bytes.
-    pub fn backed(&self) -> u64 {
-        self.lazy.as_ref().map_or(self.size, Lazy::backed)
     }
 
     /// The size that the VM was given. Unit: bytes.

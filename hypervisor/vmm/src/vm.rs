@@ -26,6 +26,7 @@ use crate::host::{Host, HostMemory};
 use crate::memory::GuestMemory;
 use crate::msr::{Msrs, Refused};
 use crate::nested::{Access, MapError, NestedTables};
+use crate::ownership::Announcement;
 use crate::trace::{self, Recorder};
 use crate::vcpu::Vcpu;
 use apic::AccessPage;
@@ -189,6 +190,8 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
                 return Err(why.to_string());
             }
         }
+        memory.announce(host, id);
+        host.announce(Announcement::Root { vm: id, root: tables.root() });
         vcpu.set_nested_root(tables.root());
         // Firmware starts where a processor comes out of reset, and that is where a new one is.
         if let Some(state) = state {

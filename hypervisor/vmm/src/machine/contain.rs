@@ -10,11 +10,12 @@ use alloc::vec::Vec;
 
 use lamina_arch::addr::{Hpa, PAGE_4K};
 
-use super::{Machine, State};
+use super::{Machine, State, number};
 use crate::chipset::Chipset;
 use crate::fault;
 use crate::frames::{Census, FrameSize, empty_stock};
 use crate::host::{Bug, Host};
+use crate::ownership::Announcement;
 use crate::stop::StopReason;
 
 /// All of `machine` is in memory, and nothing is believed of what is there: what outlives a VM, before anything is done for
@@ -67,6 +68,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             // It was being made, or taken down.
             State::Ended { .. } => 0,
         };
+        self.host.announce(Announcement::Ended { vm: number(index) });
         self.reclaim(index);
         // The report, before what came of it.
         while let Some(line) = self.host.take_log_line() {

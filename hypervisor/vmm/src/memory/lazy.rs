@@ -13,6 +13,8 @@ use lamina_arch::addr::{Gpa, Hpa, PAGE_2M, PAGE_4K};
 use crate::frames::{FramePool, FrameSize};
 use crate::host::HostMemory;
 use crate::layout::{ABOVE_4G, PCI_HOLE};
+use crate::nested::Access;
+use crate::ownership::Announcement;
 
 /// Words in a directory frame, and pages in a chunk.
 const PAGES: u64 = 512;
@@ -38,6 +40,8 @@ pub(super) struct Lazy {
     backed: u64,
     /// A page was to be backed and there was no frame.
     starved: bool,
+    /// The VM, where somebody is told of what is its.
+    owner: u16,
 }
 
 /// Where the page of `gpa` stands in the directory: its chunk, and the number of the page in it. `None` between the two
@@ -76,7 +80,12 @@ impl Lazy {
         let mut chunks = Vec::new();
         chunks.try_reserve_exact(count).ok()?;
         chunks.resize(count, Chunk::Untouched);
-        Some(Lazy { chunks, backed: 0, starved: false })
+        Some(Lazy { chunks, backed: 0, starved: false, owner: 0 })
+    }
+
+    /// Says whose memory it is.
+    pub(super) fn set_owner(&mut self, owner: u16) {
+        self.owner = owner;
     }
 
     /// Memory that is backed. Unit: bytes.
@@ -129,6 +138,7 @@ impl Lazy {
         }
         let frame = host.stock().take()?;
         host.write_u64(entry, frame.0);
+        announce(host, self.owner, frame, FrameSize::Size4K);
         *backed += 1;
         self.backed += PAGE_4K;
         Some(frame)
@@ -165,7 +175,8 @@ impl Lazy {
     }
 
     /// Backs the untouched chunk of `gpa` with the cleared frame of 2 MiB at `frame`.
-    pub(super) fn back_large(&mut self, gpa: Gpa, frame: Hpa) {
+    pub(super) fn back_large(&mut self, host: &impl HostMemory, gpa: Gpa, frame: Hpa) {
+        announce(host, self.owner, frame, FrameSize::Size2M);
         let Some((chunk, _)) = place(gpa) else { return };
         if let Some(chunk) = self.chunks.get_mut(chunk) {
             debug_assert_eq!(*chunk, Chunk::Untouched);
@@ -211,6 +222,14 @@ impl Lazy {
                 }
             }
         }
+    }
+}
+
+/// Says that a frame is the VM's, once it has a number.
+#[inline(always)]
+fn announce<M: HostMemory>(host: &M, owner: u16, at: Hpa, size: FrameSize) {
+    if M::ANNOUNCES && owner != 0 {
+        host.announce(Announcement::Owned { vm: owner, at, length: size.bytes(), access: Access::RWX });
     }
 }
 

@@ -1,14 +1,53 @@
 //! What of the machine a VM's memory is: for whoever checks it.
 
-use lamina_arch::addr::{Gpa, Hpa};
+use lamina_arch::addr::{Gpa, Hpa, PAGE_4K};
 
 use super::lazy::Lazy;
 use super::{Extent, GuestMemory, Region};
 use crate::frames::FrameSize;
 use crate::host::HostMemory;
 use crate::nested::Access;
+use crate::ownership::Announcement;
 
 impl GuestMemory {
+    /// Memory that is backed. Unit: bytes.
+    pub fn backed(&self) -> u64 {
+        self.lazy.as_ref().map_or(self.size, Lazy::backed)
+    }
+
+    /// The memory is VM `owner`'s: announced, and so is what will back more of it.
+    pub fn announce<M: HostMemory>(&mut self, host: &M, owner: u16) {
+        if !M::ANNOUNCES {
+            return;
+        }
+        self.owner = owner;
+        for (gpa, at, size) in self.owned(host) {
+            if gpa.is_some() {
+                host.announce(Announcement::Owned { vm: owner, at, length: size.bytes(), access: Access::RWX });
+            }
+        }
+        for &(Extent { hpa, length, .. }, access) in &self.roms {
+            host.announce(Announcement::Owned { vm: owner, at: hpa, length, access });
+        }
+        if let Some(lazy) = &mut self.lazy {
+            lazy.set_owner(owner);
+        }
+    }
+
+    /// The page at `at` is this VM's too, and the guest may do `access` there.
+    pub(crate) fn announce_page<M: HostMemory>(&self, host: &M, at: Hpa, access: Access) {
+        if M::ANNOUNCES {
+            host.announce(Announcement::Owned { vm: self.owner, at, length: PAGE_4K, access });
+        }
+    }
+
+    /// It is the owner's no longer, and nor is anything else.
+    pub(super) fn renounce<M: HostMemory>(&self, host: &M) {
+        if M::ANNOUNCES && self.owner != 0 {
+            host.announce(Announcement::Ended { vm: self.owner });
+        }
+    }
+
     /// What may be mapped as one page at `gpa` (aligned to `size`): the frame and the most that the guest may do there.
     /// `None` where no such page may be.
     pub fn mapping(&self, host: &impl HostMemory, gpa: Gpa, size: FrameSize) -> Option<(Hpa, Access)> {

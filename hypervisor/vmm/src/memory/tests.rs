@@ -9,6 +9,7 @@ use super::*;
 use crate::fake_memory::FakeMemory;
 use crate::nested::ept::Ept;
 
+mod announced;
 mod lazy;
 
 const EPT: Ept = Ept { execute_only: false, largest: FrameSize::Size1G };

@@ -53,6 +53,7 @@ impl<V: Vcpu, C: Chipset> Vm<V, C> {
         let frame = pool.allocate(FrameSize::Size4K).ok_or("no frame is left for its local APIC")?;
         // Nobody reads it, but nobody shall find there what was another VM's either.
         host.zero(frame, PAGE_4K);
+        self.memory.announce_page(host, frame, Access::RW);
         self.access_page = Some(AccessPage { frame, mapped: false });
         let mapped = self.tables.map(host, pool, layout::LAPIC, frame, PAGE_4K, Access::RW);
         // Nothing has walked these tables yet, so nothing of them can be cached.

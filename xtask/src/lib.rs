@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod image;
 pub mod initramfs;
 pub mod machine;
+pub mod opinion;
 pub mod paths;
 pub mod report;
 pub mod rescue;

@@ -52,6 +52,7 @@ pub struct Request {
     timeout: Option<Duration>,
     interactive: bool,
     feature: Option<&'static str>,
+    instrumented: bool,
     firmware: Firmware,
     screen: bool,
     processor_options: Option<String>,
@@ -78,6 +79,7 @@ impl Request {
             processor_options: None,
             model: None,
             feature: None,
+            instrumented: false,
         }
     }
 
@@ -133,6 +135,14 @@ impl Request {
         self
     }
 
+    /// With somebody looking on from outside: on the Bochs that can, with a hypervisor that says who owns which memory.
+    /// [`Machine::opinion`] has what was seen.
+    #[must_use]
+    pub fn instrumented(mut self, instrumented: bool) -> Self {
+        self.instrumented = instrumented;
+        self
+    }
+
     /// With this firmware; else with a PC's BIOS.
     #[must_use]
     pub fn firmware(mut self, firmware: Firmware) -> Self {
@@ -174,16 +184,21 @@ impl Request {
         // What can be refused is refused before anything slow is done.
         check_memory(&config, self.memory.unwrap_or(u64::MAX), "the machine's, given by --memory")?;
         check_memory(&config, available_memory().unwrap_or(u64::MAX), "what this host has available")?;
-        let choice = backend::choose(self.on, &backend::Host::USUAL)?;
+        let choice = match self.instrumented {
+            true => backend::looking_on(self.on)?,
+            false => backend::choose(self.on, &backend::Host::USUAL)?,
+        };
         if choice.backend.delivers_masked_interrupts() {
             for vm in &mut config.vms {
                 vm.apic.get_or_insert(Apic::Emulated);
             }
         }
         let images = images(&config)?;
-        let kernel = match self.feature {
-            None => artifacts::hypervisor()?,
-            Some(feature) => artifacts::hypervisor_with(feature)?,
+        let announce = self.instrumented.then_some("announce");
+        let features: Vec<_> = self.feature.into_iter().chain(announce).collect();
+        let kernel = match features.as_slice() {
+            [] => artifacts::hypervisor()?,
+            features => artifacts::hypervisor_with(&features.join(","))?,
         };
         let bundle = bundle::pack(&config, &images, Audience { terminal: self.interactive, screen: self.screen })?;
 

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::facts::Extension;
-use super::{Machine, log};
+use super::{Machine, log, opinion};
 use crate::paths::find_program;
 use crate::report;
 use crate::setup::{self, apt, bochs::Firmware};
@@ -30,6 +30,8 @@ const IPS: u32 = 100_000_000;
 const IPS_INTERACTIVE: u32 = 200_000_000;
 /// The packages of the packaged one.
 const PACKAGES: [&str; 4] = ["bochs", "bochsbios", "vgabios", "bochs-sdl"];
+/// Tells the module that looks on where to write what it saw.
+const OPINION_VARIABLE: &str = "LAMINA_OPINION";
 /// The packaged program.
 const PACKAGED: &str = "/usr/bin/bochs";
 /// Bochs keeps at most this much of a machine's memory in its own; more goes to a file. Unit: MiB.
@@ -44,6 +46,8 @@ pub struct Bochs {
     pub debugger: bool,
     /// It is the one that is built here, with the changes of [`setup::bochs`].
     pub changed: bool,
+    /// It is built here with a module that looks on, and says in the run's directory what it saw ([`opinion`]).
+    pub looks_on: bool,
     /// The PC's firmware.
     pub firmware: Firmware,
     /// What its processor shall have.
@@ -70,6 +74,24 @@ pub fn find() -> Result<Bochs> {
             bochs(std::path::absolute(path)?)
         }
     }
+}
+
+/// Finds the Bochs that looks on, which is built if need be.
+///
+/// # Errors
+/// `LAMINA_BOCHS` names another, which cannot; or it cannot be had.
+pub fn find_looking_on() -> Result<Bochs> {
+    if let Some(reason) = cannot_look_on() {
+        bail!("{reason}");
+    }
+    let program = setup::bochs::build_looking_on().context("no Bochs that looks on can be had")?;
+    Ok(Bochs { changed: true, looks_on: true, ..bochs(program)? })
+}
+
+/// Why no Bochs may be taken that looks on, where `LAMINA_BOCHS` names another.
+pub fn cannot_look_on() -> Option<String> {
+    let other = std::env::var(VARIABLE).ok().filter(|name| !matches!(name.as_str(), "" | "built"))?;
+    Some(format!("{VARIABLE}={other}: only the Bochs that is built from source, with a module of Lamina's, looks on"))
 }
 
 /// Finds a Bochs that is there already.
@@ -120,7 +142,14 @@ fn bochs(program: PathBuf) -> Result<Bochs> {
     }
     let debugger = help.contains("-rc filename");
     let changed = setup::bochs::built()?.is_some_and(|built| built == program);
-    Ok(Bochs { debugger, changed, firmware: setup::bochs::firmware()?, extension: Extension::Vmx, program })
+    Ok(Bochs {
+        debugger,
+        changed,
+        looks_on: false,
+        firmware: setup::bochs::firmware()?,
+        extension: Extension::Vmx,
+        program,
+    })
 }
 
 impl Bochs {
@@ -145,6 +174,9 @@ impl Bochs {
         command.arg("-q").arg("-f").arg(&configuration).current_dir(&machine.directory);
         // Where it would look for what the configuration names by its full path; it warns when it is not told.
         command.env("BXSHARE", &machine.directory);
+        if self.looks_on {
+            command.env(OPINION_VARIABLE, opinion(&machine.directory));
+        }
         if self.debugger {
             let commands = machine.directory.join("debugger");
             fs::write(&commands, "c\n")?;
@@ -213,7 +245,7 @@ pub(super) mod tests {
     /// A Bochs that is not there.
     pub fn any(extension: Extension) -> Bochs {
         let firmware = Firmware { bios: "/bios".into(), vga: "/vga".into() };
-        Bochs { program: "/bochs".into(), debugger: false, changed: true, firmware, extension }
+        Bochs { program: "/bochs".into(), debugger: false, changed: true, looks_on: false, firmware, extension }
     }
 
     fn machine(directory: &Path) -> Machine {

@@ -172,6 +172,24 @@ pub fn log(directory: &Path) -> PathBuf {
     directory.join("emulator.log")
 }
 
+/// The file in a run's directory that takes the words of who looks on.
+pub fn opinion(directory: &Path) -> PathBuf {
+    directory.join("opinion")
+}
+
+/// Bochs with a module that looks on, if `on` does not ask for another backend.
+///
+/// # Errors
+/// It does ([`Refusal`]), or such a Bochs cannot be had.
+pub fn looking_on(on: Option<Name>) -> Result<Choice> {
+    if let Some(name) = on.filter(|name| *name != Name::Bochs) {
+        let reason = "nobody looks on there; only bochs has a module that does".to_owned();
+        return Err(Refusal::Unusable { name, reason }.into());
+    }
+    let backend = Backend::Bochs(bochs::find_looking_on()?);
+    Ok(Choice { backend, why: "VMX; the one that has somebody looking on".to_owned() })
+}
+
 /// A backend that was found to work, and what the machine there has.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -376,6 +394,15 @@ mod tests {
         let error = choose(None, &Recorded { qemu: false, ..host }).unwrap_err().to_string();
         for part in ["no kvm: ", "no bochs: ", "no tcg: QEMU is not installed"] {
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn nobody_looks_on_elsewhere() {
+        for name in [Name::Kvm, Name::Tcg, Name::BochsSvm] {
+            let error = looking_on(Some(name)).unwrap_err();
+            let refusal: &Refusal = error.downcast_ref().unwrap();
+            assert!(refusal.to_string().starts_with(&format!("--on {name}: nobody looks on there")), "{refusal}");
         }
     }
 

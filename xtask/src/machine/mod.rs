@@ -23,6 +23,7 @@ pub use lines::Transcript;
 use serial::Serial;
 
 use crate::backend::{self, Backend};
+use crate::opinion::Opinion;
 use crate::session::MONITOR;
 
 /// How long the port is silent before an unfinished line counts as one that the hypervisor has flushed.
@@ -244,6 +245,15 @@ impl Machine {
             ensure!(started.elapsed() < PICTURE_LIMIT, "the emulator took no picture");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// What somebody who looked on from outside saw, of a machine that was asked for that only.
+    ///
+    /// # Errors
+    /// Nobody did, or his words cannot be understood.
+    pub fn opinion(&self) -> Result<Opinion> {
+        let words = fs::read_to_string(backend::opinion(self.directory.path())).context("nobody looked on")?;
+        Opinion::parse(&words)
     }
 
     /// Types to the machine. What is typed before it listens is kept until then.

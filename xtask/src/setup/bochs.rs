@@ -1,6 +1,7 @@
 //! Bochs 3.0, built from the source package of Debian's next suite and kept in the cache.
 //!
-//! Debian 12 packages 2.7, with a debugger inside; the build here runs the same guests about three times faster.
+//! Debian 12 packages 2.7, with a debugger inside; the build here runs the same guests about three times faster. A second
+//! build has a module of ours inside that looks on (`xtask/instrument`); it is made where that is asked for.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{CannotInstall, apt, debian, lock};
+use super::{CannotInstall, apt, debian, fingerprint, lock};
 use crate::paths::{self, find_program};
 use crate::report::{self, Progress};
 
@@ -26,7 +27,28 @@ const CHANGES: &[Change] = &[Change {
     from: "if (is_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
     to: "if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
 }];
-/// How it is configured: every processor feature, every optimization, no debugger, no display.
+/// What is changed besides where the module looks on: it is told why the processor itself accesses memory, and of each page
+/// that instructions are fetched from.
+const CHANGES_TO_LOOK_ON: &[Change] = &[
+    Change {
+        file: "cpu/cpu.h",
+        from: "BX_INSTR_PHY_ACCESS(BX_CPU_ID, (paddr), (size), (memtype), (rw));",
+        to: "BX_INSTR_PHY_ACCESS(BX_CPU_ID, (paddr), (size), (memtype), (rw), (why));",
+    },
+    Change {
+        file: "cpu/cpu.cc",
+        from: "  if (fetchPtr) {\n",
+        to: "  BX_INSTR_FETCH_PAGE(BX_CPU_ID, BX_CPU_THIS_PTR pAddrFetchPage);\n  if (fetchPtr) {\n",
+    },
+];
+/// The module, and where it is put in the source.
+const MODULE: &[(&str, &str)] = &[
+    ("instrument.h", include_str!("../../instrument/instrument.h")),
+    ("instrument.cc", include_str!("../../instrument/instrument.cc")),
+    ("Makefile.in", include_str!("../../instrument/Makefile.in")),
+];
+const MODULE_DIRECTORY: &str = "instrument/lamina";
+/// How it is configured: every processor feature, no debugger, no display.
 const CONFIGURE: &[&str] = &[
     "--enable-x86-64",
     "--enable-vmx=2",
@@ -35,15 +57,17 @@ const CONFIGURE: &[&str] = &[
     "--enable-avx",
     "--enable-evex",
     "--enable-handlers-chaining",
-    "--enable-repeat-speedups",
     "--enable-fast-function-calls",
     "--enable-long-phy-address",
     "--enable-pci",
-    "--enable-all-optimizations",
     "--disable-debugger",
     "--disable-plugins",
     "--with-nogui",
 ];
+/// Every optimization there is.
+const CONFIGURE_FAST: &[&str] = &["--enable-repeat-speedups", "--enable-all-optimizations"];
+/// Every one but that of repeated string instructions, which would access memory past the module.
+const CONFIGURE_TO_LOOK_ON: &[&str] = &["--enable-instrumentation=instrument/lamina"];
 /// How many lines `configure` and `make` print, as far as the progress bar cares.
 const CONFIGURE_LINES: u64 = 290;
 const BUILD_LINES: u64 = 1040;
@@ -65,6 +89,68 @@ impl Change {
         ensure!(found == 1, "{} of Bochs {VERSION} has the text to be changed {found} times, not once", self.file);
         fs::write(&path, text.replace(self.from, self.to))?;
         Ok(())
+    }
+}
+
+/// Which Bochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The one that everything runs on.
+    Fast,
+    /// The one with the module that looks on.
+    LookingOn,
+}
+
+impl Kind {
+    /// Its directory in the cache.
+    fn directory(self) -> String {
+        match self {
+            Kind::Fast => DIRECTORY.to_owned(),
+            Kind::LookingOn => {
+                let module = MODULE.iter().flat_map(|(name, text)| [name.as_bytes(), text.as_bytes()]);
+                let changes = CHANGES_TO_LOOK_ON.iter().map(|change| change.to.as_bytes());
+                let configure = CONFIGURE_TO_LOOK_ON.iter().map(|option| option.as_bytes());
+                let parts: Vec<_> = module.chain(changes).chain(configure).collect();
+                format!("{DIRECTORY}-looking-on-{}", fingerprint(&parts))
+            }
+        }
+    }
+
+    fn program(self, cache: &Path) -> PathBuf {
+        cache.join(self.directory()).join("bochs")
+    }
+
+    /// Why it is built.
+    fn words(self) -> &'static str {
+        match self {
+            Kind::Fast => "3 times faster than Debian 12's; needed once, takes 2 to 4 minutes",
+            Kind::LookingOn => "a second one, with a module that looks on; needed once, takes 2 to 4 minutes",
+        }
+    }
+
+    /// Makes the source what is to be built.
+    fn prepare(self, source: &Path) -> Result<()> {
+        for change in CHANGES {
+            change.apply(source)?;
+        }
+        if self == Kind::LookingOn {
+            for change in CHANGES_TO_LOOK_ON {
+                change.apply(source)?;
+            }
+            let directory = source.join(MODULE_DIRECTORY);
+            fs::create_dir(&directory).context("no directory for a module in Bochs' source")?;
+            for (name, text) in MODULE {
+                fs::write(directory.join(name), text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Kind::Fast => CONFIGURE_FAST,
+            Kind::LookingOn => CONFIGURE_TO_LOOK_ON,
+        }
     }
 }
 
@@ -100,12 +186,8 @@ pub fn firmware() -> Result<Firmware> {
 /// # Errors
 /// There is no cache.
 pub fn built() -> Result<Option<PathBuf>> {
-    let program = program(&paths::cache()?);
+    let program = Kind::Fast.program(&paths::cache()?);
     Ok(program.is_file().then_some(program))
-}
-
-fn program(cache: &Path) -> PathBuf {
-    cache.join(DIRECTORY).join("bochs")
 }
 
 /// The built program; it is built when it is not in the cache.
@@ -113,8 +195,20 @@ fn program(cache: &Path) -> PathBuf {
 /// # Errors
 /// The source cannot be fetched, is not what Debian's signed list says, or does not build.
 pub fn build() -> Result<PathBuf> {
+    build_kind(Kind::Fast)
+}
+
+/// The built program with the module that looks on; it is built when it is not in the cache.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_looking_on() -> Result<PathBuf> {
+    build_kind(Kind::LookingOn)
+}
+
+fn build_kind(kind: Kind) -> Result<PathBuf> {
     let cache = paths::cache()?;
-    let program = program(&cache);
+    let program = kind.program(&cache);
     if program.is_file() {
         return Ok(program);
     }
@@ -126,9 +220,7 @@ pub fn build() -> Result<PathBuf> {
     if compilers.iter().any(|name| find_program(name).is_none()) {
         apt::install(&["g++", "make", "xz-utils"], "building Bochs")?;
     }
-    report::say(format_args!(
-        "building Bochs {VERSION}: 3 times faster than Debian 12's; needed once, takes 2 to 4 minutes"
-    ));
+    report::say(format_args!("building Bochs {VERSION}: {}", kind.words()));
     let work = tempfile::Builder::new().prefix(".bochs").tempdir_in(&cache)?;
     let tarball = fetch_source(work.path())?;
     let source = work.path().join("source");
@@ -136,12 +228,10 @@ pub fn build() -> Result<PathBuf> {
     let mut command = Command::new("tar");
     command.arg("-xJf").arg(tarball).arg("--strip-components=1").arg("-C").arg(&source);
     report::run("unpacking Bochs", Progress::Unknown, command)?;
-    for change in CHANGES {
-        change.apply(&source)?;
-    }
+    kind.prepare(&source)?;
 
     let mut command = Command::new("./configure");
-    command.args(CONFIGURE).current_dir(&source).env("CFLAGS", "-O3").env("CXXFLAGS", "-O3");
+    command.args(CONFIGURE).args(kind.options()).current_dir(&source).env("CFLAGS", "-O3").env("CXXFLAGS", "-O3");
     report::run("configuring Bochs", Progress::Lines(CONFIGURE_LINES), command)?;
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut command = Command::new("make");
@@ -268,6 +358,34 @@ mod tests {
         assert!(change.apply(source.path()).unwrap_err().to_string().contains("0 times"));
         fs::write(&file, "if (a) if (a)").unwrap();
         assert!(change.apply(source.path()).unwrap_err().to_string().contains("2 times"));
+    }
+
+    #[test]
+    fn the_one_that_looks_on_is_apart_and_has_the_module() {
+        assert_eq!(Kind::Fast.directory(), DIRECTORY);
+        assert_ne!(Kind::LookingOn.directory(), DIRECTORY);
+        let source = tempfile::tempdir().unwrap();
+        let text = |file: &str| fs::read_to_string(source.path().join(file)).unwrap();
+        let fresh = || {
+            fs::create_dir_all(source.path().join("cpu")).unwrap();
+            fs::create_dir_all(source.path().join("instrument")).unwrap();
+            for change in CHANGES.iter().chain(CHANGES_TO_LOOK_ON) {
+                fs::write(source.path().join(change.file), change.from).unwrap();
+            }
+        };
+        fresh();
+        Kind::Fast.prepare(source.path()).unwrap();
+        assert!(text("cpu/event.cc").contains("is_unmasked_event_pending"));
+        assert!(!text("cpu/cpu.cc").contains("BX_INSTR_FETCH_PAGE"));
+        assert!(!source.path().join(MODULE_DIRECTORY).exists());
+        fresh();
+        Kind::LookingOn.prepare(source.path()).unwrap();
+        assert!(text("cpu/cpu.cc").contains("BX_INSTR_FETCH_PAGE") && text("cpu/cpu.h").contains("(why)"));
+        assert!(text("instrument/lamina/instrument.cc").contains("violation"));
+        let inside = format!("--enable-instrumentation={MODULE_DIRECTORY}");
+        assert!(Kind::LookingOn.options().contains(&inside.as_str()));
+        // What would go past the module.
+        assert!(!Kind::LookingOn.options().iter().chain(CONFIGURE).any(|option| option.contains("repeat")));
     }
 
     #[test]

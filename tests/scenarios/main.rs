@@ -38,6 +38,7 @@ mod memtest_x64;
 mod mitigations;
 mod multiboot;
 mod outside;
+mod outside_opinion;
 mod planted_bugs;
 mod refused_bundle;
 mod refused_on_host;
@@ -66,6 +67,9 @@ fn main() {
         clocks::LONG,
         triple::SCENARIO,
         outside::SCENARIO,
+        outside_opinion::SCENARIO,
+        outside_opinion::CONTAINED,
+        outside_opinion::PLANTED,
         exit_statuses::SCENARIO,
         console::SCENARIO,
         contained::SCENARIO,

@@ -64,6 +64,8 @@ pub enum Needs {
     Vmx,
     /// A machine that takes its processor back from a guest with interrupts off.
     Preemption,
+    /// A machine of Bochs', which can be built with somebody in it who looks on.
+    Bochs,
     /// A machine of QEMU's own emulation, for a processor with some feature more or less.
     Tcg,
 }
@@ -111,6 +113,7 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Preemption, Name::BochsSvm) => {
             Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
         }
+        (Needs::Bochs, name) if name != Name::Bochs => Some("nobody can look into it from outside"),
         (Needs::Tcg, name) if name != Name::Tcg => {
             Some("only QEMU's emulation has processors with single features more or less")
         }

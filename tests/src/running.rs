@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use regex::Regex;
 use xtask::machine::{Machine, Verdict};
+use xtask::opinion::Opinion;
 
 use crate::picture;
 
@@ -91,6 +92,14 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// What was seen from outside, of a machine on a stage that is looked at.
+    ///
+    /// # Errors
+    /// Nobody looked on, or he was not done.
+    pub fn opinion(&self) -> Result<Opinion> {
+        self.machine.opinion().map_err(|error| self.failure(format!("{error:#}")))
     }
 
     /// Types a line to the machine's console.

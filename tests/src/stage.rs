@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use xtask::backend::{self, Host, Name};
+use xtask::backend::{self, Host, Name, bochs};
 use xtask::bench::native;
 use xtask::config::{Boot, Config, Vm};
 use xtask::image::{self, Firmware};
@@ -25,18 +25,30 @@ pub struct Stage {
     backend: Option<Name>,
     limit: Duration,
     feature: Option<&'static str>,
+    instrumented: bool,
     skipped: RefCell<Vec<(String, String)>>,
 }
 
 impl Stage {
     pub(crate) fn new(backend: Option<Name>, limit: Duration) -> Self {
-        Self { backend, limit, feature: None, skipped: RefCell::default() }
+        Self { backend, limit, feature: None, instrumented: false, skipped: RefCell::default() }
     }
 
     /// The same stage, with the hypervisor built with a feature of its crate.
     #[must_use]
     pub fn built_with(&self, feature: &'static str) -> Self {
-        Self { feature: Some(feature), ..Self::new(self.backend, self.limit) }
+        Self { feature: Some(feature), instrumented: self.instrumented, ..Self::new(self.backend, self.limit) }
+    }
+
+    /// The same stage, with somebody looking on from outside; [`Running::opinion`] has what was seen. `None` where that
+    /// cannot be, because another Bochs was asked for: the summary says so.
+    #[must_use]
+    pub fn looked_at(&self) -> Option<Self> {
+        if let Some(reason) = bochs::cannot_look_on() {
+            self.skipped("all", &reason);
+            return None;
+        }
+        Some(Self { instrumented: true, ..Self::new(self.backend, self.limit) })
     }
 
     /// A part of the scenario was left out on this backend: the summary says so, with the reason.
@@ -91,7 +103,8 @@ impl Stage {
     }
 
     fn start(&self, request: &Request) -> Result<Running> {
-        let request = request.clone().on(Some(self.backend()?)).timeout(self.limit).built_with(self.feature);
+        let request = request.clone().on(Some(self.backend()?)).timeout(self.limit);
+        let request = request.built_with(self.feature).instrumented(self.instrumented);
         let prepared = request.prepare()?;
         Ok(Running::new(prepared.start()?))
     }

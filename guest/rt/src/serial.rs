@@ -6,6 +6,8 @@ use crate::port;
 
 const COM1: u16 = 0x3f8;
 const LINE_STATUS: u16 = COM1 + 5;
+/// DR: the receiver has a byte.
+const DATA_READY: u8 = 1;
 /// THRE: the transmitter takes a byte.
 const HOLDING_EMPTY: u8 = 1 << 5;
 /// TEMT: the last byte has left.
@@ -36,6 +38,18 @@ pub fn write(bytes: &[u8]) {
 pub fn flush() {
     while port::read_u8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {
         core::hint::spin_loop();
+    }
+}
+
+/// Waits until a line has come in, and takes it.
+pub fn wait_for_line() {
+    loop {
+        while port::read_u8(LINE_STATUS) & DATA_READY == 0 {
+            core::hint::spin_loop();
+        }
+        if matches!(port::read_u8(COM1), b'\n' | b'\r') {
+            return;
+        }
     }
 }
 

@@ -103,6 +103,16 @@ const BETTER: &[Known] = &[
         why: "QEMU's emulation has no effect of IA32_MISC_ENABLE",
         tests: &["msr misc enable takes execute disable away"],
     },
+    Known {
+        on: &[Backend::Tcg],
+        why: "QEMU's emulation traps at the end of a repeated OUTS only, on ports without CR4.DE, and forgets a step beside \
+              a breakpoint",
+        tests: &[
+            "watchpoint on a port, each iteration of rep outs",
+            "watchpoint on a port, without debugging extensions",
+            "watchpoint on a device, and a step",
+        ],
+    },
     Known { on: &[Backend::Tcg], why: "QEMU's emulation has no RDPMC", tests: &["rdpmc"] },
     Known {
         on: &[Backend::Tcg],

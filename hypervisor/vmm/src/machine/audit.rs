@@ -57,13 +57,6 @@ impl<H: Host, C: Chipset> Machine<H, C> {
                 audit.violation(format!("{owner}: {wrong}"));
             }
         });
-        for &(first, count) in &self.withheld {
-            for at in (0..count).map(|frame| first + frame * PAGE_4K) {
-                if let Err(wrong) = census.claim(at, FrameSize::Size4K) {
-                    audit.violation(format!("withheld: {wrong}"));
-                }
-            }
-        }
         for slot in &self.slots {
             let State::Alive(vm) = &slot.state else { continue };
             vm.tables().visit(&self.host, &mut |visited| {
@@ -97,7 +90,8 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         audit
     }
 
-    /// Tells `claim` of every frame that a VM which lives, its tables or the stock has: whose it is, where, and its size.
+    /// Tells `claim` of every frame that a VM which lives, its tables or the stock has, or that nobody gets any more: whose
+    /// it is, where, and its size.
     pub(super) fn each_claim(&self, stock: &[Hpa], claim: &mut dyn FnMut(&str, Hpa, FrameSize)) {
         let mut claimed = 0u64;
         for slot in &self.slots {
@@ -122,7 +116,15 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         for &at in stock {
             claim("the stock", at, FrameSize::Size4K);
         }
+        for at in self.withheld.iter().flat_map(|&(first, count)| frames(first, count)) {
+            claim("withheld", at, FrameSize::Size4K);
+        }
     }
+}
+
+/// The addresses of `count` frames of 4 KiB from `first` on.
+pub(super) fn frames(first: Hpa, count: u64) -> impl Iterator<Item = Hpa> {
+    (0..count).map(move |frame| first + frame * PAGE_4K)
 }
 
 /// Whether `access` allows nothing beyond `most`.

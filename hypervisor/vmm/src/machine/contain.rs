@@ -8,8 +8,9 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use lamina_arch::addr::{Hpa, PAGE_4K};
+use lamina_arch::addr::Hpa;
 
+use super::audit::frames;
 use super::{Machine, State, number};
 use crate::chipset::Chipset;
 use crate::fault;
@@ -97,15 +98,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         };
         let mut agreed = true;
         self.each_claim(&stock, &mut |_, at, size| agreed &= census.claim(at, size).is_ok());
-        for &(first, count) in &self.withheld {
-            for at in (0..count).map(|frame| first + frame * PAGE_4K) {
-                agreed &= census.claim(at, FrameSize::Size4K).is_ok();
-            }
-        }
         let runs = census.lost_runs();
         if agreed {
             for (first, count) in runs {
-                for at in (0..count).map(|frame| first + frame * PAGE_4K) {
+                for at in frames(first, count) {
                     // Taken, as the census just said.
                     let freed = self.pool.free(at, FrameSize::Size4K);
                     debug_assert_eq!(freed, Ok(()));

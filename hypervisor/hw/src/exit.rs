@@ -4,7 +4,7 @@
 
 use x86_64::instructions::port::Port;
 
-use crate::{percpu, serial, watchdog};
+use crate::{serial, watchdog};
 
 /// Bochs ends its run when this port receives the string `Shutdown`, a byte at a time.
 const BOCHS_SHUTDOWN_PORT: u16 = 0x8900;
@@ -24,8 +24,6 @@ pub fn end_machine(status: u32) -> ! {
     loop {
         x86_64::instructions::hlt();
         // The watchdog's interrupts end HLT, and find nothing to complain of.
-        if percpu::try_current().is_some() {
-            watchdog::progress();
-        }
+        watchdog::progress_if_up();
     }
 }

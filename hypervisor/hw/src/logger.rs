@@ -13,7 +13,7 @@ use lamina_vmm::config::LogLevel;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 
-use crate::{percpu, serial, watchdog};
+use crate::{serial, watchdog};
 
 /// What every line of the hypervisor's own starts with.
 pub const PREFIX: &str = "[lamina] ";
@@ -151,9 +151,7 @@ pub fn write_waiting() {
     if let Some(queue) = QUEUE.lock().as_ref() {
         for line in &queue.lines {
             // The port may take its time.
-            if percpu::try_current().is_some() {
-                watchdog::progress();
-            }
+            watchdog::progress_if_up();
             let _ = writeln!(Polled, "{line}");
         }
     }

@@ -62,9 +62,7 @@ fn begin() {
 
 /// A line of a report: to the console where that goes on, else to the port, which may take its time.
 fn say(line: fmt::Arguments<'_>) {
-    if percpu::try_current().is_some() {
-        watchdog::progress();
-    }
+    watchdog::progress_if_up();
     if percpu::try_current().is_some_and(|cpu| cpu.reporting.load(Ordering::Relaxed)) {
         return logger::queue_line(line);
     }

@@ -104,6 +104,13 @@ pub fn progress() {
     progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
+/// The same where this processor may not have its structure yet: in reports and at the machine's end. Reads an MSR.
+pub fn progress_if_up() {
+    if percpu::try_current().is_some() {
+        progress();
+    }
+}
+
 /// A non-maskable interrupt of the machine's, in the middle of anything: `frame` is where it goes on. Takes no lock, unless
 /// the processor is stuck.
 pub fn nmi(frame: &mut TrapFrame) {

@@ -18,8 +18,9 @@ const LAPIC: u64 = 0xfee0_0000;
 const IOAPIC: u64 = 0xfec0_0000;
 const APIC_EOI: u64 = LAPIC + 0xb0;
 const TRAP: u64 = 1 << 8;
-/// How often it says where it is.
+/// How often it says where it is: so many times, but no fewer than each so many steps.
 const REPORTS: u64 = 10;
+const REPORT_STEPS: u64 = 100_000;
 
 /// SplitMix64.
 struct Random(u64);
@@ -59,13 +60,12 @@ pub fn run(seed: u64, steps: u64) {
     for vector in trap::FIRST_IRQ_VECTOR..64 {
         trap::set_handler(vector, end_of_interrupt);
     }
-    for vector in [1, 2] {
-        trap::set_handler(vector, |_| {});
-    }
+    trap::set_handler(1, |_| {});
+    trap::set_handler(trap::NMI_VECTOR, |_| count());
     let _ = guest_rt::extended::Extended::enable();
     pic::init();
     let mut random = Random(seed);
-    let every = (steps / REPORTS).max(1);
+    let every = (steps / REPORTS).clamp(1, REPORT_STEPS);
     for step in 0..steps {
         if step % every == 0 {
             report!("fuzz step {step} of {steps}");
@@ -76,15 +76,20 @@ pub fn run(seed: u64, steps: u64) {
     report!("fuzz seed {seed}: {steps} steps done");
 }
 
-/// Interrupts since they were last let in.
+/// Interrupts and NMIs since interrupts were last let in.
 static BURST: AtomicU32 = AtomicU32::new(0);
 /// So many are enough: where each is followed by the next, the program would never go on, as on any machine.
 const BURST_MAX: u32 = 20;
 
-fn end_of_interrupt(_: &mut trap::Frame) {
+/// Another interrupt or NMI.
+fn count() {
     if BURST.fetch_add(1, Ordering::Relaxed) >= BURST_MAX {
         quiet();
     }
+}
+
+fn end_of_interrupt(_: &mut trap::Frame) {
+    count();
     pic::end_of_interrupt();
     out(0xa0, 0x20);
     // SAFETY: a device's register, where the local APIC is in memory; it always is here.

@@ -46,6 +46,8 @@ static TASK_STATE: Pages<4096> = Pages::new();
 const TASK_LIMIT: u64 = 103;
 /// The stack for exceptions.
 static EXCEPTIONS: Pages<16384> = Pages::new();
+/// The one for NMIs.
+static NMI: Pages<16384> = Pages::new();
 
 #[repr(C, packed)]
 struct PseudoDescriptor {
@@ -78,6 +80,8 @@ pub fn install() {
         // RSP0 and IST1.
         TASK_STATE.put(offset, &top.to_le_bytes());
     }
+    // IST2.
+    TASK_STATE.put(44, &(NMI.address() + 16384).to_le_bytes());
     TASK_STATE.put(102, &104u16.to_le_bytes());
     // SAFETY: nothing of the processor's points there yet, and the table holds what the runtime's does and more.
     unsafe {
@@ -85,7 +89,7 @@ pub fn install() {
         refresh();
         asm!("ltr {0:x}", in(reg) TASK, options(nostack, preserves_flags));
     }
-    trap::use_interrupt_stack(1);
+    trap::use_interrupt_stacks(1, 2);
 }
 
 /// Loads descriptor tables and data segments again, whatever was done to them.

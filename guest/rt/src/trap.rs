@@ -13,6 +13,9 @@ pub const VECTORS: usize = 64;
 /// Vector of the first interrupt of the 8259 pair, behind the exceptions.
 pub const FIRST_IRQ_VECTOR: u8 = 32;
 
+/// Vector of the non-maskable interrupt.
+pub const NMI_VECTOR: u8 = 2;
+
 /// What was interrupted, as the entry code leaves it on the stack.
 #[repr(C)]
 #[derive(Debug)]
@@ -64,7 +67,7 @@ pub struct Place {
     pub cs: u64,
 }
 
-/// Where execution goes on after an exception that is awaited; 0 while none is. For assembly code; it goes on at
+/// Where execution goes on after an exception that is awaited (an NMI is not, where it has a handler); 0 while none is. For assembly code; it goes on at
 /// privilege level 0 with interrupts out, the stack pointer and all other registers as they were.
 pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
 /// RIP, RFLAGS, RSP and CS of the last such exception.
@@ -166,7 +169,10 @@ unsafe extern "C" {
 
 extern "C" fn dispatch(frame: &mut Frame) {
     let index = (frame.vector & 0xff) as usize % VECTORS;
-    if index < usize::from(FIRST_IRQ_VECTOR) {
+    let handler = HANDLERS[index].load(Ordering::Relaxed);
+    // An NMI is nobody's fault: what it interrupts goes on where it was, be it a probe or another handler.
+    let awaited = index != usize::from(NMI_VECTOR) || handler.is_null();
+    if index < usize::from(FIRST_IRQ_VECTOR) && awaited {
         let recovery = RECOVERY.swap(0, Ordering::Relaxed);
         if recovery != 0 {
             CAUGHT.store((frame.vector + 1) << 32 | frame.error & 0xffff_ffff, Ordering::Relaxed);
@@ -181,7 +187,6 @@ extern "C" fn dispatch(frame: &mut Frame) {
             return;
         }
     }
-    let handler = HANDLERS[index].load(Ordering::Relaxed);
     if !handler.is_null() {
         // SAFETY: `set_handler` alone stores there, and only values of this type.
         let handler = unsafe { core::mem::transmute::<*mut (), Handler>(handler) };
@@ -229,11 +234,13 @@ pub(crate) fn install() {
     reload();
 }
 
-/// Has the processor switch to stack `number` (1 to 7) of the task-state segment's interrupt stack table for every
-/// exception; 0 keeps the stack that it has.
-pub fn use_interrupt_stack(number: u8) {
+/// Has the processor switch to stack `exceptions` (1 to 7) of the task-state segment's interrupt stack table for every
+/// exception, and to stack `nmi` for an NMI, which may come while an exception is being handled and would overwrite its
+/// frame on the same one; 0 keeps the stack that it has.
+pub fn use_interrupt_stacks(exceptions: u8, nmi: u8) {
     let gates = IDT.0.get();
     for vector in 0..usize::from(FIRST_IRQ_VECTOR) {
+        let number = if vector == usize::from(NMI_VECTOR) { nmi } else { exceptions };
         // SAFETY: the index is within the table; one processor, which takes no exception meanwhile.
         unsafe { (*gates)[vector].low = (*gates)[vector].low & !(7 << 32) | u64::from(number & 7) << 32 };
     }

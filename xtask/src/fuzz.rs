@@ -4,14 +4,15 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use regex::Regex;
 
 use crate::backend::Name;
-use crate::machine::Machine;
+use crate::machine::{Machine, Stop};
 use crate::paths;
 use crate::report::say;
 use crate::session::Request;
@@ -20,11 +21,17 @@ use crate::session::Request;
 pub const STEPS: u64 = 200_000;
 /// Least share of the processor that the witness gets, of 1000: 95 % of its half.
 const SHARE: u64 = 475;
-/// What a run may take however short it is, and what a thousand steps may; far more than they do, to end what hangs.
-const LEAST: Duration = Duration::from_secs(600);
-const PER_THOUSAND: Duration = Duration::from_secs(3);
+/// What may pass until the guest says how far it is, which it does each 100,000 steps at least; far more than does, to end what
+/// hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+/// What the hypervisor may take to say what a guest that hangs is doing.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Lines of the machine's that are shown where it failed.
-const SHOWN: usize = 40;
+const SHOWN: usize = 60;
+
+/// The last line that the console's command `exits` prints.
+static EXITS_END: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"^\[lamina\] made in \d+ ticks; \d+ exits").expect("a regular expression"));
 
 /// `cargo xtask fuzz`
 #[derive(Args, Debug)]
@@ -96,12 +103,13 @@ pub fn run_built_with(feature: Option<&'static str>, seed: u64, steps: u64, on: 
         "[[vm]]\nname = \"fuzz\"\nkernel = \"guest:hostile\"\nmemory = \"16M\"\ncmdline = \"seed={seed} steps={steps}\"\n\
          [[vm]]\nname = \"witness\"\nkernel = \"guest:witness\"\nmemory = \"16M\"\n"
     );
-    let thousands = u32::try_from(steps / 1000).unwrap_or(u32::MAX);
-    let limit = LEAST.saturating_add(PER_THOUSAND.saturating_mul(thousands));
-    let prepared = Request::text(config, paths::workspace()).on(on).timeout(limit).built_with(feature).prepare()?;
+    let prepared = Request::text(config, paths::workspace()).on(on).timeout(LIMIT).built_with(feature).prepare()?;
     let backend = prepared.backend().name();
     let mut machine = prepared.start()?;
     judge(&mut machine, seed, steps).map_err(|error| {
+        if error.downcast_ref::<Stop>() == Some(&Stop::Timeout) {
+            inquire(&mut machine);
+        }
         let printed = machine.report(SHOWN);
         let again = format!("again: cargo xtask fuzz --seed {seed} --steps {steps} --on {backend}");
         error.context(format!("seed {seed} failed\n{printed}{again}"))
@@ -115,6 +123,7 @@ fn judge(machine: &mut Machine, seed: u64, steps: u64) -> Result<Outcome> {
     let mut line = wait(machine, 0, &told)?;
     while let Some(far) = line.1.strip_prefix("[fuzz] fuzz step ") {
         say(format_args!("seed {seed}: step {far}"));
+        machine.allow(LIMIT);
         line = wait(machine, line.0, &told)?;
     }
     if !line.1.ends_with("steps done") {
@@ -153,6 +162,18 @@ fn judge(machine: &mut Machine, seed: u64, steps: u64) -> Result<Outcome> {
 fn wait(machine: &mut Machine, from: usize, pattern: &Regex) -> Result<(usize, String)> {
     match machine.wait_for_from(from, pattern) {
         Ok(line) => Ok((line.index + 1, line.text)),
-        Err(stop) => bail!("{stop}, and there was no line like {pattern}"),
+        Err(stop) => Err(Error::new(stop).context(format!("there was no line like {pattern}"))),
+    }
+}
+
+/// Has the hypervisor say what the guest that hangs is doing: twice, since only what grows is being done now.
+fn inquire(machine: &mut Machine) {
+    let mut from = machine.transcript().lines().len();
+    machine.allow(ANSWER);
+    for _ in 0..2 {
+        machine.send("exits fuzz\n");
+        // Where there is no answer either, the lines that are shown say so.
+        let Ok(end) = machine.wait_for_from(from, &EXITS_END) else { return };
+        from = end.index + 1;
     }
 }

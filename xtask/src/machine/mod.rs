@@ -256,6 +256,11 @@ impl Machine {
         Opinion::parse(&words)
     }
 
+    /// Gives it so much time more, counted from now, whatever it had left.
+    pub fn allow(&mut self, time: Duration) {
+        self.deadline = Instant::now().checked_add(time);
+    }
+
     /// Types to the machine. What is typed before it listens is kept until then.
     pub fn send(&self, text: impl Into<Vec<u8>>) {
         // A machine that has ended hears nothing; the next wait says so.

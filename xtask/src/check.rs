@@ -10,7 +10,7 @@ mod scan;
 mod tools;
 mod unsafety;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -70,7 +70,7 @@ const DEEP: &[Check] = &[
     ("kani", deep::kani),
     ("harnesses, 8 times the inputs", deep::harnesses),
     ("miri", deep::miri),
-    ("property tests, 20 times the cases", tools::properties),
+    ("property tests, 5 times the cases", tools::properties),
 ];
 
 /// Checks, and says of each check how it went.
@@ -81,8 +81,12 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     tools::set_up()?;
     let mut failed = 0;
     let deep = if arguments.deep { DEEP } else { &[] };
-    for (name, check) in CHECKS.iter().chain(deep) {
+    for &(name, check) in CHECKS.iter().chain(deep) {
         let started = Instant::now();
+        // Each takes minutes, and where the spinner is not seen, silence would look like a standstill.
+        if !std::io::stderr().is_terminal() && DEEP.iter().any(|(deep, _)| *deep == name) {
+            report::say(format_args!("checking: {name}"));
+        }
         let finding = {
             let _activity = report::activity(name);
             check().unwrap_or_else(|error| Finding::Bad(format!("{error:#}")))

@@ -11,6 +11,11 @@ pub const SCENARIO: Scenario = Scenario { name: "diff", needs: Needs::Host, limi
 /// Two machines for each guest, one after the other.
 pub const LONG: Scenario = Scenario { name: "diff_long", needs: Needs::Host, limit: 1800, long: true, run: run_long };
 
+pub const LINUX: Scenario =
+    Scenario { name: "diff_linux", needs: Needs::Host, limit: 900, long: false, run: run_linux };
+/// So many records there are at least of Linux' early boot, before time enters: it asks for each hypervisor that it knows.
+const LINUX_RECORDS: u32 = 500;
+
 /// One of each kind.
 const GUESTS: [&str; 4] = ["hello", "toucher", "multiboot2", "triple"];
 /// The others.
@@ -38,6 +43,15 @@ fn run(stage: &Stage) -> Result<()> {
     let shown = planted.output.contains("first difference") && planted.output.contains("out dx,");
     ensure!(planted.status == Some(1) && shown, "not found: {planted:?}");
     same(stage, &GUESTS)
+}
+
+fn run_linux(stage: &Stage) -> Result<()> {
+    let Outcome { status, output, errors } = diff(stage, &["linux"])?;
+    ensure!(status == Some(0), "status {status:?}\n{output}\n{errors}");
+    let compared = output.strip_prefix("linux: ").and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+    ensure!(compared.is_some_and(|compared| compared >= LINUX_RECORDS), "too little was compared: {output}");
+    ensure!(output.contains(", up to the first calibration; "), "it ended otherwise: {output}");
+    Ok(())
 }
 
 fn run_long(stage: &Stage) -> Result<()> {

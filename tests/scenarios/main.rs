@@ -79,6 +79,7 @@ fn main() {
         cpu_models::SCENARIO,
         five_levels::SCENARIO,
         diff::SCENARIO,
+        diff::LINUX,
         diff::LONG,
         multiboot::SCENARIO,
         dying_beside_living::SCENARIO,

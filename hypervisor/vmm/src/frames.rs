@@ -16,7 +16,7 @@ use crate::change::Change;
 mod census;
 mod stock;
 
-pub use census::{Census, Claim};
+pub use census::{Census, Claim, FrameSet};
 pub use stock::{FrameStock, STOCK_FULL, STOCK_LOW, empty_stock, fill_stock};
 
 /// Size of a frame or page.

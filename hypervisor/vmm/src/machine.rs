@@ -19,14 +19,13 @@ mod traces;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
-use lamina_arch::addr::Hpa;
 use lamina_arch::time::Tsc;
 
 use crate::chipset::Chipset;
 use crate::config::{self, Bundle, ConfigError, VmConfig};
 use crate::console::{Console, Event};
 use crate::fault;
-use crate::frames::{FramePool, STOCK_FULL, empty_stock, fill_stock};
+use crate::frames::{FramePool, FrameSet, STOCK_FULL, empty_stock, fill_stock};
 use crate::host::Host;
 use crate::sched::Scheduler;
 use crate::stop::StopReason;
@@ -95,8 +94,8 @@ pub struct Machine<H: Host, C> {
     traces: bool,
     /// Bugs of ours that were contained.
     bugs: u64,
-    /// Frames of VMs that ended by one, and that nobody gets any more: the first of each run, and how many of 4 KiB.
-    withheld: Vec<(Hpa, u64)>,
+    /// Frames of VMs that ended by one, and that nobody gets any more.
+    withheld: FrameSet,
 }
 
 /// The number of the VM in place `index`: its VPID or ASID.
@@ -125,7 +124,7 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             transmits: false,
             traces: bundle.vms.iter().any(|config| config.trace > 0),
             bugs: 0,
-            withheld: Vec::new(),
+            withheld: FrameSet::default(),
         };
         for (index, mut config) in bundle.vms.into_iter().enumerate() {
             let earlier = machine.slots.iter().map(|slot| slot.config.name.as_str());

@@ -1,6 +1,7 @@
 //! A count of who has which frame, to be held against what the pool believes.
 //!
-//! Owns one bit for each frame of the pool while it lasts. Never changes the pool.
+//! Owns one bit for each frame of the pool while it lasts, and the set of frames that nobody turned out to have. Never
+//! changes the pool.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -86,14 +87,17 @@ impl<'a> Census<'a> {
         lost
     }
 
-    /// The same frames as runs of neighbours: the first of each, and how many of 4 KiB.
-    pub fn lost_runs(&self) -> Vec<(Hpa, u64)> {
-        let mut runs: Vec<(Hpa, u64)> = Vec::new();
-        self.each_lost(|at| match runs.last_mut() {
-            Some((first, count)) if first.0 + *count * PAGE_4K == at.0 => *count += 1,
-            _ => runs.push((at, 1)),
+    /// The same frames. `None` where the heap has no room for a bit for each frame of the pool.
+    pub fn all_lost(&self) -> Option<FrameSet> {
+        let mut bits = Vec::new();
+        bits.try_reserve_exact(self.accounted.len()).ok()?;
+        bits.resize(self.accounted.len(), [0; 8]);
+        self.each_lost(|at| {
+            if let Some((block, frame)) = self.pool.locate(at.0) {
+                bits[block][frame / 64] |= 1 << (frame % 64);
+            }
         });
-        runs
+        Some(FrameSet { bits })
     }
 
     fn each_lost(&self, mut tell: impl FnMut(Hpa)) {
@@ -104,6 +108,54 @@ impl<'a> Census<'a> {
                     tell(Hpa(at));
                 }
             }
+        }
+    }
+}
+
+/// Some of a pool's frames of 4 KiB.
+#[derive(Debug, Default)]
+pub struct FrameSet {
+    /// For each block of the pool, one bit for each frame; nothing at all where the set is empty.
+    bits: Vec<[u64; 8]>,
+}
+
+impl FrameSet {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.bits.iter().flatten().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Each of them, upwards. `pool` is the one that they are of.
+    pub fn iter<'a>(&'a self, pool: &'a FramePool) -> impl Iterator<Item = Hpa> + 'a {
+        let blocks = self.bits.iter().enumerate().filter(|(_, words)| **words != [0; 8]);
+        blocks.flat_map(|(block, words)| {
+            let first = pool.address_of(block);
+            let frames = (0..512usize).filter(|frame| words[frame / 64] & 1 << (frame % 64) != 0);
+            frames.map(move |frame| first + frame as u64 * PAGE_4K)
+        })
+    }
+
+    /// Takes one out, of the last block first; `None` where there is none left.
+    pub fn take(&mut self, pool: &FramePool) -> Option<Hpa> {
+        loop {
+            let block = self.bits.len().checked_sub(1)?;
+            let words = &mut self.bits[block];
+            if let Some(index) = words.iter().position(|word| *word != 0) {
+                let bit = words[index].trailing_zeros();
+                words[index] &= words[index] - 1;
+                return Some(pool.address_of(block) + (64 * index as u64 + u64::from(bit)) * PAGE_4K);
+            }
+            self.bits.pop();
+        }
+    }
+
+    /// Those of `other` too; both are of one pool.
+    pub fn add(&mut self, mut other: FrameSet) {
+        if self.bits.len() < other.bits.len() {
+            core::mem::swap(&mut self.bits, &mut other.bits);
+        }
+        for (word, more) in self.bits.iter_mut().flatten().zip(other.bits.into_iter().flatten()) {
+            *word |= more;
         }
     }
 }
@@ -125,7 +177,8 @@ mod tests {
         assert_eq!(census.lost().unwrap().1, 513);
         assert_eq!(census.claim(large, FrameSize::Size2M), Ok(()));
         assert_eq!(census.lost(), Some((small, 1)));
-        assert_eq!(census.lost_runs(), [(small, 1)]);
+        let lost = census.all_lost().unwrap();
+        assert_eq!((lost.count(), lost.iter(&pool).collect::<Vec<_>>()), (1, alloc::vec![small]));
         assert_eq!(census.claim(large + 5 * PAGE_4K, FrameSize::Size4K), Err(Claim::Twice(large + 5 * PAGE_4K)));
         assert_eq!(census.claim(free, FrameSize::Size4K), Err(Claim::Free(free)));
         assert_eq!(census.claim(Hpa(0), FrameSize::Size4K), Err(Claim::Foreign(Hpa(0))));
@@ -133,5 +186,29 @@ mod tests {
         assert_eq!(census.claim(Hpa(PAGE_2M), FrameSize::Size1G), Err(Claim::Foreign(Hpa(PAGE_2M))));
         assert_eq!(census.claim(small, FrameSize::Size4K), Ok(()));
         assert_eq!((census.lost(), census.claimed()), (None, 513));
+    }
+
+    #[test]
+    fn sets_of_frames_are_joined_and_emptied() {
+        let mut pool = FramePool::new(&[(Hpa(PAGE_2M - 3 * PAGE_4K), 8 * PAGE_2M)]);
+        let frames: Vec<Hpa> = (0..600).map(|_| pool.allocate(FrameSize::Size4K).unwrap()).collect();
+        let all_but = |kept: usize| {
+            let mut census = Census::new(&pool).unwrap();
+            for (index, &at) in frames.iter().enumerate() {
+                if index != kept {
+                    census.claim(at, FrameSize::Size4K).unwrap();
+                }
+            }
+            census.all_lost().unwrap()
+        };
+        let mut set = FrameSet::default();
+        assert_eq!((set.count(), set.take(&pool)), (0, None));
+        for lost in [1, 599, 1] {
+            set.add(all_but(lost));
+        }
+        let mut expected = [frames[1], frames[599]];
+        expected.sort();
+        assert_eq!((set.count(), set.iter(&pool).collect::<Vec<_>>()), (2, expected.to_vec()));
+        assert_eq!([set.take(&pool), set.take(&pool), set.take(&pool)], [Some(expected[1]), Some(expected[0]), None]);
     }
 }

@@ -116,15 +116,10 @@ impl<H: Host, C: Chipset> Machine<H, C> {
         for &at in stock {
             claim("the stock", at, FrameSize::Size4K);
         }
-        for at in self.withheld.iter().flat_map(|&(first, count)| frames(first, count)) {
+        for at in self.withheld.iter(&self.pool) {
             claim("withheld", at, FrameSize::Size4K);
         }
     }
-}
-
-/// The addresses of `count` frames of 4 KiB from `first` on.
-pub(super) fn frames(first: Hpa, count: u64) -> impl Iterator<Item = Hpa> {
-    (0..count).map(move |frame| first + frame * PAGE_4K)
 }
 
 /// Whether `access` allows nothing beyond `most`.

@@ -10,7 +10,6 @@ use alloc::vec::Vec;
 
 use lamina_arch::addr::Hpa;
 
-use super::audit::frames;
 use super::{Machine, State, number};
 use crate::chipset::Chipset;
 use crate::fault;
@@ -88,7 +87,12 @@ impl<H: Host, C: Chipset> Machine<H, C> {
     /// again before its translations were forgotten, as making a virtual processor and giving it tables do.
     fn reclaim(&mut self, index: usize) {
         let stock: Vec<Hpa> = self.host.stock().frames().to_vec();
-        let Some(mut census) = Census::new(&self.pool) else {
+        let mut agreed = true;
+        let lost = Census::new(&self.pool).and_then(|mut census| {
+            self.each_claim(&stock, &mut |_, at, size| agreed &= census.claim(at, size).is_ok());
+            census.all_lost()
+        });
+        let Some(mut lost) = lost else {
             let line = format!(
                 "{}: what it had is kept out of use, for want of room to count it",
                 self.slots[index].config.name
@@ -96,21 +100,15 @@ impl<H: Host, C: Chipset> Machine<H, C> {
             self.console.log_line(&line);
             return;
         };
-        let mut agreed = true;
-        self.each_claim(&stock, &mut |_, at, size| agreed &= census.claim(at, size).is_ok());
-        let runs = census.lost_runs();
         if agreed {
-            for (first, count) in runs {
-                for at in frames(first, count) {
-                    // Taken, as the census just said.
-                    let freed = self.pool.free(at, FrameSize::Size4K);
-                    debug_assert_eq!(freed, Ok(()));
-                }
+            while let Some(at) = lost.take(&self.pool) {
+                // Taken, as the census just said.
+                let freed = self.pool.free(at, FrameSize::Size4K);
+                debug_assert_eq!(freed, Ok(()));
             }
         } else {
-            let frames: u64 = runs.iter().map(|&(_, count)| count).sum();
-            self.withheld.extend(runs);
-            let line = format!("{}: {frames} frames are kept out of use", self.slots[index].config.name);
+            let line = format!("{}: {} frames are kept out of use", self.slots[index].config.name, lost.count());
+            self.withheld.add(lost);
             self.console.log_line(&line);
         }
     }

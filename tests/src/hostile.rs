@@ -6,6 +6,7 @@
 
 mod docs;
 mod expected;
+mod otherwise;
 mod run;
 mod table;
 
@@ -20,6 +21,7 @@ use crate::Stage;
 
 pub use docs::{page, path};
 use expected::{Case, Expected};
+use otherwise::not_run;
 use run::Results;
 use table::CHAPTERS;
 
@@ -56,6 +58,11 @@ impl Batch {
         }
     }
 
+    /// The chapter whose cases use the registers of the local APIC for a device that is nothing but registers.
+    fn emulates(self) -> bool {
+        matches!(self, Batch::Together(at) if TOGETHER[at].contains(&"emulator"))
+    }
+
     /// Its cases, in order.
     fn cases(self) -> Vec<&'static Case> {
         let all = CHAPTERS.iter().flat_map(|chapter| chapter.cases.iter().map(move |case| (chapter.id, case)));
@@ -90,6 +97,14 @@ pub fn main() -> ! {
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    for &on in first.iter().flatten() {
+        let all = BATCHES.into_iter().flat_map(Batch::cases).map(|case| case.name);
+        for name in all.filter(|name| selected(&full_name(name), &arguments)) {
+            if let Some(why) = not_run(name, on) {
+                println!("skipped: [{on}] {}: {why}", full_name(name));
+            }
+        }
+    }
     for other in others.iter().flatten().filter(|_| arguments.filter.as_ref().is_none_or(|f| f.contains("hostile"))) {
         println!("skipped: [{other}] hostile: takes minutes; `--on {other}` runs it there");
     }
@@ -103,7 +118,8 @@ pub fn main() -> ! {
 pub fn failing(stage: &Stage, chapter: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
     let chapter = CHAPTERS.iter().find(|found| found.id == chapter).context("there is no such chapter")?;
     let cases: Vec<_> = chapter.cases.iter().filter(|case| matches!(case.expected, Expected::Sees(_))).collect();
-    let results = run::run_on(stage, Batch::Together(0), &cases);
+    let batch = TOGETHER.iter().position(|chapters| chapters.contains(&chapter.id)).context("none comes back there")?;
+    let results = run::run_on(stage, Batch::Together(batch), &cases);
     Ok(results.into_iter().filter_map(|(name, result)| Some((name, result.err()?))).collect())
 }
 
@@ -111,7 +127,9 @@ pub fn failing(stage: &Stage, chapter: &str) -> anyhow::Result<Vec<(&'static str
 fn trials_of(batch: Batch, backend: Option<Name>, arguments: &Arguments) -> Vec<Trial> {
     let kind = backend.map_or_else(|| crate::BOOT.to_owned(), |backend| backend.to_string());
     let wanted = |name: &str| selected(name, arguments);
-    let cases: Vec<_> = batch.cases().into_iter().filter(|case| wanted(&full_name(case.name))).collect();
+    let runs = |name: &str| backend.is_none_or(|on| not_run(name, on).is_none());
+    let cases: Vec<_> =
+        batch.cases().into_iter().filter(|case| wanted(&full_name(case.name)) && runs(case.name)).collect();
     let witness = full_name(&format!("{WITNESS}-of-{}", batch.name()));
     let mut names: Vec<_> = cases.iter().map(|case| (full_name(case.name), case.name)).collect();
     names.push((witness, WITNESS));
@@ -145,6 +163,10 @@ fn selected(name: &str, arguments: &Arguments) -> bool {
 /// The page in the guide says what the table says.
 fn documented() -> Trial {
     let test = || {
+        let known = by_name();
+        if let Some(name) = otherwise::names().find(|name| !known.contains_key(name)) {
+            return Err(Failed::from(format!("there is no case {name} that could go otherwise")));
+        }
         let found = std::fs::read_to_string(path()).unwrap_or_default();
         if found == page() {
             Ok(())

@@ -87,11 +87,14 @@ pub const CASES: &[Case] = &[
     ("call-yield-returns", || all(|| (0..100).try_for_each(|_| answers(abi::YIELD, u64::MAX, u64::MAX, 0)))),
 ];
 
+/// Of instructions with the one maker's hypercall among them, and the same with the other's, those for this processor.
+pub fn either(vmcall: &'static [u8], vmmcall: &'static [u8]) -> &'static [u8] {
+    // The hypercall leaf says which it is.
+    if Lamina::find().is_some_and(Lamina::uses_vmmcall) { vmmcall } else { vmcall }
+}
+
 fn call(number: u64) -> Run<'static> {
-    // The hypercall leaf says which instruction it is.
-    let vmmcall = Lamina::find().is_some_and(Lamina::uses_vmmcall);
-    let run = if vmmcall { Run::new(code!("vmmcall")) } else { Run::new(code!("vmcall")) };
-    run.with(RAX, number)
+    Run::new(either(code!("vmcall"), code!("vmmcall"))).with(RAX, number)
 }
 
 fn answers(number: u64, first: u64, second: u64, wanted: i64) -> Checked {

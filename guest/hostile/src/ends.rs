@@ -5,6 +5,7 @@ use core::arch::asm;
 use guest_rt::hypercall::Lamina;
 use guest_rt::trap;
 
+use crate::calls::either;
 use crate::engine::{DATA, RAX, RCX, RDI, RSI, Run, run};
 use crate::seen::Seen;
 use crate::{Case, code, segments, window};
@@ -80,7 +81,8 @@ pub const CASES: &[Case] = &[
         Seen::Completes
     }),
     ("end-exit-dirty", || {
-        Run::new(code!("vmcall")).with(RAX, lamina_arch::hypercall::EXIT).with(RDI, 0xffff_ffff_0000_0000).go().into()
+        let run = Run::new(either(code!("vmcall"), code!("vmmcall"))).with(RAX, lamina_arch::hypercall::EXIT);
+        run.with(RDI, 0xffff_ffff_0000_0000).go().into()
     }),
     ("end-exit-status", || match Lamina::find() {
         Some(lamina) => lamina.exit(0x8000_0001),

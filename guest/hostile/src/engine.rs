@@ -13,8 +13,9 @@ use crate::window;
 
 /// INT3, which ends the instructions.
 const END: u8 = 0xcc;
-/// What ends them at privilege level 3, where INT3 may not be used: #GP with the gate's number.
-const USER_END: Fault = Fault { vector: 13, error: 3 << 3 | 2 };
+/// What ends them at privilege level 3, where INT3 may not be used: #GP with the gate's number. QEMU's emulation gives its
+/// offset in 64-bit mode instead, where a gate has 16 bytes.
+const USER_ENDS: [Fault; 2] = [Fault { vector: 13, error: 3 << 3 | 2 }, Fault { vector: 13, error: 3 << 4 | 2 }];
 const BREAKPOINT: u8 = 3;
 /// Room for instructions. Unit: bytes.
 pub const CODE_SIZE: usize = 2 * 4096;
@@ -296,7 +297,7 @@ impl<'a> Run<'a> {
         gprs[RSP] = place.rsp;
         let end = start + length as u64;
         let fault = trap::caught().filter(|fault| match self.mode {
-            Mode::User => !(*fault == USER_END && place.rip == end),
+            Mode::User => !(USER_ENDS.contains(fault) && place.rip == end),
             _ => !(fault.vector == BREAKPOINT && place.rip == end + 1),
         });
         segments::refresh();

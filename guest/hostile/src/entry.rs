@@ -3,6 +3,7 @@
 
 use guest_rt::trap::Fault;
 
+use crate::calls::either;
 use crate::engine::{DATA, RAX, RBX, RCX, RDI, RDX, Ran, Run, run};
 use crate::registers::{self, EFER, FMASK, LSTAR, STAR};
 use crate::seen::{Seen, all, expect, expect_end};
@@ -33,7 +34,9 @@ pub const CASES: &[Case] = &[
     ("entry-read-non-canonical", || wild(code!("mov rax, [rdi]"))),
     ("entry-mov-ss-single-step", || stepped(code!("mov ss, edx", "nop", "nop"), 3)),
     ("entry-mov-ss-cpuid-single-step", || stepped(code!("mov ss, edx", "cpuid", "nop"), 4)),
-    ("entry-mov-ss-hypercall-single-step", || stepped(code!("mov ss, edx", "vmcall", "nop"), 5)),
+    ("entry-mov-ss-hypercall-single-step", || {
+        stepped(either(code!("mov ss, edx", "vmcall", "nop"), code!("mov ss, edx", "vmmcall", "nop")), 5)
+    }),
     ("entry-mov-ss-icebp", || {
         Run::new(code!("mov ss, edx", ".byte 0xf1", "nop")).with(RDX, KERNEL_DATA.into()).go().into()
     }),
@@ -65,7 +68,7 @@ pub const CASES: &[Case] = &[
             expect("RCX", ran.gprs[RCX], 2)
         })
     }),
-    ("entry-single-step-hypercall", || stepped(code!("vmcall", "nop"), 3)),
+    ("entry-single-step-hypercall", || stepped(either(code!("vmcall", "nop"), code!("vmmcall", "nop")), 3)),
     ("entry-icebp", || run(code!(".byte 0xf1")).into()),
     ("entry-iret-nested-task", || Run::new(code!("iretq")).flags(NESTED_TASK).go().into()),
     ("entry-iret-virtual-8086", || {

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_rt::{cpu, pic, port, probe, trap};
 
+use crate::calls::either;
 use crate::code;
 use crate::engine::{DATA, RAX, RBX, RCX, RDI, RDX, RSI, Run};
 use crate::registers;
@@ -348,7 +349,10 @@ fn hypercall(random: &mut Random) {
     if matches!(number, 1 | 4) {
         return;
     }
-    let run = Run::new(code!("vmcall")).with(RAX, number).with(RDI, random.value()).with(RSI, random.value());
+    let run = Run::new(either(code!("vmcall"), code!("vmmcall")))
+        .with(RAX, number)
+        .with(RDI, random.value())
+        .with(RSI, random.value());
     if random.below(2) == 0 {
         run.user().go()
     } else {

@@ -23,7 +23,10 @@ pub const CASES: &[Case] = &[
     ("hold-jump", || cpu::hog()),
     ("hold-pause", forever!("pause")),
     ("hold-cpuid", forever!("mov eax, 1", "cpuid")),
-    ("hold-hypercall", forever!("xor eax, eax", "vmcall")),
+    ("hold-hypercall", || match Lamina::find() {
+        Some(lamina) if lamina.uses_vmmcall() => forever!("xor eax, eax", "vmmcall")(),
+        _ => forever!("xor eax, eax", "vmcall")(),
+    }),
     ("hold-rdmsr", forever!("mov ecx, 0x2ff", "rdmsr")),
     ("hold-wrmsr", forever!("mov ecx, 0x3b", "xor eax, eax", "xor edx, edx", "wrmsr")),
     ("hold-port", forever!("in al, 0x40")),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use xtask::paths;
 
 use super::expected::Expected;
+use super::otherwise::{NOT_RUN, OTHERWISE};
 use super::table::CHAPTERS;
 
 const INTRODUCTION: &str = "\
@@ -30,6 +31,16 @@ What must happen is one of these:
 
 ";
 
+const ELSEWHERE: &str = "
+## Where it is otherwise
+
+The tables say what the architecture says. Where a backend's processor does something else by itself, the case must do that
+there; Lamina is asked for nothing less for it: it must neither panic nor stall, and the witness must not be harmed.
+
+| case | on | what must happen there | because |
+|---|---|---|---|
+";
+
 /// Where the page is.
 pub fn path() -> PathBuf {
     paths::workspace().join("docs/guide/hostile.md")
@@ -44,17 +55,33 @@ pub fn page() -> String {
     for chapter in CHAPTERS {
         let _ = write!(page, "\n## {}\n\n{}\n\n| case | what must happen |\n|---|---|\n", chapter.title, chapter.about);
         for case in chapter.cases {
-            let must = match case.expected {
-                Expected::Sees(seen) => seen.replace("(0x0)", "(0)"),
-                Expected::Stops(reason) => format!("stops: {}", plain(reason)),
-                Expected::Resets => "starts again".to_owned(),
-                Expected::Loops => "starts again, and stops: reset 8 times in a row".to_owned(),
-                Expected::RunsOn => "runs on".to_owned(),
-            };
-            let _ = writeln!(page, "| `{}` | {must} |", case.name);
+            let _ = writeln!(page, "| `{}` | {} |", case.name, must(case.expected));
+        }
+    }
+    page.push_str(ELSEWHERE);
+    for other in OTHERWISE {
+        let on: Vec<_> = other.on.iter().map(|name| format!("`{name}`")).collect();
+        for (case, expected) in other.cases {
+            let _ = writeln!(page, "| `{case}` | {} | {} | {} |", on.join(", "), must(*expected), other.why);
+        }
+    }
+    for not in NOT_RUN {
+        let on: Vec<_> = not.on.iter().map(|name| format!("`{name}`")).collect();
+        for case in not.cases {
+            let _ = writeln!(page, "| `{case}` | {} | it is not run | {} |", on.join(", "), not.why);
         }
     }
     page
+}
+
+fn must(expected: Expected) -> String {
+    match expected {
+        Expected::Sees(seen) => seen.replace("(0x0)", "(0)"),
+        Expected::Stops(reason) => format!("stops: {}", plain(reason)),
+        Expected::Resets => "starts again".to_owned(),
+        Expected::Loops => "starts again, and stops: reset 8 times in a row".to_owned(),
+        Expected::RunsOn => "runs on".to_owned(),
+    }
 }
 
 /// A pattern as words.

@@ -1,12 +1,14 @@
 //! The interrupt descriptor table and the one entry path behind all 256 vectors.
 //!
-//! Owns the saving and restoring of registers around a handler. An exception of the hypervisor's own is always a bug:
-//! it is reported and ends the machine. Interrupts go to [`crate::interrupts`], NMIs to [`crate::watchdog`], which may
+//! Owns the saving and restoring of registers around a handler. An exception of the hypervisor's own is always a bug: it is
+//! reported and ends the machine; but a trap that it cannot have raised is dropped. Interrupts go to [`crate::interrupts`], NMIs to [`crate::watchdog`], which may
 //! have the interrupted code go on elsewhere.
 
 use core::arch::naked_asm;
 use spin::Once;
 use x86_64::VirtAddr;
+use x86_64::registers::debug::Dr7;
+use x86_64::registers::rflags::RFlags;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 use crate::{gdt, interrupts, report, watchdog, wrmsr_safe};
@@ -47,6 +49,8 @@ const _: () = assert!(core::mem::size_of::<TrapFrame>() == 22 * 8);
 /// Exceptions that push an error code, by bit (SDM vol. 3, "Exception and Interrupt Reference"): #DF, #TS, #NP, #SS,
 /// #GP, #PF, #AC, #CP, #VC, #SX.
 const WITH_ERROR_CODE: u32 = 0x6022_7d00;
+/// L0, G0 to L3, G3 of DR7 (SDM vol. 3, "Debug Control Register (DR7)").
+const ENABLED_BREAKPOINTS: u64 = 0xff;
 /// Bytes from one vector's stub to the next.
 const STUB: u64 = 16;
 
@@ -121,11 +125,21 @@ extern "C" fn common_entry() {
 /// Everything that came through the table.
 extern "C" fn trap(frame: &mut TrapFrame) {
     match u8::try_from(frame.vector).unwrap_or(u8::MAX) {
+        1 if is_carried_over(frame) => {}
         2 => watchdog::nmi(frame),
         0..=31 if wrmsr_safe::recover(frame) => {}
         0..=31 => report::exception(frame),
         vector => interrupts::dispatch(vector),
     }
+}
+
+/// Whether this debug exception is a guest's, which the processor carried over its exit: the hypervisor steps nothing and
+/// watches nothing. Bochs does, under SVM, where an instruction exits that would have been followed by the trap of a step;
+/// a processor forgets it. Comes before anything of the hypervisor's is loaded but stack and code, GS not.
+fn is_carried_over(frame: &TrapFrame) -> bool {
+    let steps = RFlags::from_bits_truncate(frame.rflags).contains(RFlags::TRAP_FLAG);
+    let watches = Dr7::read().bits() & ENABLED_BREAKPOINTS != 0;
+    !steps && !watches
 }
 
 /// The table, the same for all processors.

@@ -134,8 +134,8 @@ extern "C" fn trap(frame: &mut TrapFrame) {
 }
 
 /// Whether this debug exception is a guest's, which the processor carried over its exit: the hypervisor steps nothing and
-/// watches nothing. Bochs does, under SVM, where an instruction exits that would have been followed by the trap of a step;
-/// a processor forgets it. Comes before anything of the hypervisor's is loaded but stack and code, GS not.
+/// watches nothing. Bochs 3.0 does, under SVM, where an instruction exits that would have been followed by the trap of a
+/// step, unless the set-up has built it; a processor forgets it. Comes before anything of the hypervisor's is loaded but stack and code, GS not.
 fn is_carried_over(frame: &TrapFrame) -> bool {
     let steps = RFlags::from_bits_truncate(frame.rflags).contains(RFlags::TRAP_FLAG);
     let watches = Dr7::read().bits() & ENABLED_BREAKPOINTS != 0;

@@ -18,15 +18,48 @@ const SUITE: &str = "trixie";
 /// The package's upstream version.
 const VERSION: &str = "3.0";
 /// The directory in the cache: the version, and the number of this program's own changes to it ([`CHANGES`]).
-const DIRECTORY: &str = "bochs-3.0-changes1";
+const DIRECTORY: &str = "bochs-3.0-changes6";
 /// What is changed in the source before it is built.
-const CHANGES: &[Change] = &[Change {
-    // An interrupt of the machine's that arrives while a virtual one waits delivered that one to the guest although
-    // RFLAGS.IF was 0, because this asked whether it waits, not whether it may be delivered.
-    file: "cpu/event.cc",
-    from: "if (is_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
-    to: "if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
-}];
+const CHANGES: &[Change] = &[
+    Change {
+        // An interrupt of the machine's that arrives while a virtual one waits delivered that one to the guest although
+        // RFLAGS.IF was 0, because this asked whether it waits, not whether it may be delivered.
+        file: "cpu/event.cc",
+        from: "if (is_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
+        to: "if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {",
+    },
+    Change {
+        // The trap behind a guest's single step that ended in an exit was raised in the hypervisor, or in the next guest.
+        file: "cpu/svm.cc",
+        from: "  mask_event(BX_EVENT_SVM_VIRQ_PENDING);\n\n  BX_CPU_THIS_PTR in_svm_guest = false;\n",
+        to: "  mask_event(BX_EVENT_SVM_VIRQ_PENDING);\n  BX_CPU_THIS_PTR debug_trap = 0;\n\n  BX_CPU_THIS_PTR in_svm_guest = false;\n",
+    },
+    Change {
+        // Where #DB is intercepted, nothing said which trap it was: DR6 is to be written before (APM vol. 2, 15.12.2).
+        file: "cpu/svm.cc",
+        from: "  BX_CPU_THIS_PTR debug_trap = 0; // clear debug_trap field\n",
+        to: "  if (vector == BX_DB_EXCEPTION)\n    BX_CPU_THIS_PTR dr6.val32 = (BX_CPU_THIS_PTR dr6.val32 & 0xffff6ff0) | (BX_CPU_THIS_PTR debug_trap & 0x0000e00f);\n  BX_CPU_THIS_PTR debug_trap = 0; // clear debug_trap field\n",
+    },
+    Change {
+        // What is masked was decided before the guest was known to be one: a guest that began with RFLAGS.IF clear kept the
+        // machine's interrupts out, and in one that began with it set a virtual interrupt never came.
+        file: "cpu/svm.cc",
+        from: "  BX_CPU_THIS_PTR in_svm_guest = true;\n  BX_CPU_THIS_PTR svm_gif = true;\n",
+        to: "  BX_CPU_THIS_PTR in_svm_guest = true;\n  BX_CPU_THIS_PTR svm_gif = true;\n  handleInterruptMaskChange();\n",
+    },
+    Change {
+        // The other half of it: with the host's IF set, the machine's interrupts come in whatever the guest's is.
+        file: "cpu/flag_ctrl_pro.cc",
+        from: "       mask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n\n     mask_event(BX_EVENT_SVM_VIRQ_PENDING);\n",
+        to: "       mask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n     else\n       unmask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR);\n\n     mask_event(BX_EVENT_SVM_VIRQ_PENDING);\n",
+    },
+    Change {
+        // A write of CR0 that is intercepted had changed EFER.LMA already.
+        file: "cpu/crregs.cc",
+        from: "        Svm_Vmexit(SVM_VMEXIT_CR0_SEL_WRITE);\n",
+        to: "        BX_CPU_THIS_PTR efer.set_LMA(BX_CPU_THIS_PTR cr0.get_PG() && BX_CPU_THIS_PTR efer.get_LME());\n        Svm_Vmexit(SVM_VMEXIT_CR0_SEL_WRITE);\n",
+    },
+];
 /// What is changed besides where the module looks on: it is told why the processor itself accesses memory, and of each page
 /// that instructions are fetched from.
 const CHANGES_TO_LOOK_ON: &[Change] = &[
@@ -370,7 +403,9 @@ mod tests {
             fs::create_dir_all(source.path().join("cpu")).unwrap();
             fs::create_dir_all(source.path().join("instrument")).unwrap();
             for change in CHANGES.iter().chain(CHANGES_TO_LOOK_ON) {
-                fs::write(source.path().join(change.file), change.from).unwrap();
+                let all = CHANGES.iter().chain(CHANGES_TO_LOOK_ON).filter(|other| other.file == change.file);
+                let text: String = all.map(|other| other.from).collect();
+                fs::write(source.path().join(change.file), text).unwrap();
             }
         };
         fresh();

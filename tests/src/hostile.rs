@@ -58,7 +58,7 @@ impl Batch {
         }
     }
 
-    /// The chapter whose cases use the registers of the local APIC for a device that is nothing but registers.
+    /// Whether the chapter is in it whose cases use the local APIC for a device that is nothing but registers.
     fn emulates(self) -> bool {
         matches!(self, Batch::Together(at) if TOGETHER[at].contains(&"emulator"))
     }

@@ -21,8 +21,8 @@ use crate::session::Request;
 pub const STEPS: u64 = 200_000;
 /// Least share of the processor that the witness gets, of 1000: 95 % of its half.
 const SHARE: u64 = 475;
-/// What may pass until the guest says how far it is, which it does each 100,000 steps at least; far more than does, to end what
-/// hangs.
+/// What may pass until the guest says how far it is, which it does each 100,000 steps at least; far more than does, to end
+/// what hangs.
 const LIMIT: Duration = Duration::from_secs(600);
 /// What the hypervisor may take to say what a guest that hangs is doing.
 const ANSWER: Duration = Duration::from_secs(30);

@@ -67,8 +67,9 @@ pub struct Place {
     pub cs: u64,
 }
 
-/// Where execution goes on after an exception that is awaited (an NMI is not, where it has a handler); 0 while none is. For assembly code; it goes on at
-/// privilege level 0 with interrupts out, the stack pointer and all other registers as they were.
+/// Where execution goes on after an exception that is awaited (an NMI is not, where it has a handler); 0 while none is. For
+/// assembly code; it goes on at privilege level 0 with interrupts out, the stack pointer and all other registers as they
+/// were.
 pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
 /// RIP, RFLAGS, RSP and CS of the last such exception.
 static PLACE: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];

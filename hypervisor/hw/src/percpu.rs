@@ -19,7 +19,7 @@ pub struct PerCpu {
     pub id: u32,
     /// Its local APIC's ID.
     pub lapic_id: u32,
-    /// The guest that it last entered (VPID or ASID), 0 for none.
+    /// The guest that it last entered, by its number from 1; 0 for none.
     pub current_vm: AtomicU16,
     /// Address of its current VMCS, 0 for none.
     pub current_vmcs: AtomicU64,

@@ -25,7 +25,7 @@ pub trait Backend {
     /// Its virtual processor.
     type Vcpu: Vcpu;
 
-    /// Makes one as after reset, for the guest with the identifier `vm` (VPID or ASID; from 1).
+    /// Makes one as after reset, for the guest with the number `vm`, from 1.
     ///
     /// # Errors
     /// A sentence that says what could not be had.

@@ -110,7 +110,7 @@ impl Defences {
         }
     }
 
-    /// The guest comes in; whether it is `another` (by VPID or ASID) than the last.
+    /// The guest comes in; whether it is `another` than the last.
     #[inline(always)]
     pub fn load(&self, another: impl FnOnce() -> bool) {
         if self.at_switch {

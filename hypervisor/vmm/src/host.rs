@@ -86,7 +86,8 @@ pub trait Host: HostMemory {
     /// Wall-clock time. Unit: seconds since 1970-01-01 00:00 UTC.
     fn unix_seconds(&self) -> u64;
 
-    /// Makes a virtual processor as after reset, for the guest with the identifier `vm` (VPID or ASID; from 1).
+    /// Makes a virtual processor as after reset, for the guest with the number `vm`, from 1, by which its translations are
+    /// kept apart from those of other guests.
     ///
     /// # Errors
     /// A sentence that says what could not be had.

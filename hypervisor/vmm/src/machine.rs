@@ -98,7 +98,7 @@ pub struct Machine<H: Host, C> {
     withheld: FrameSet,
 }
 
-/// The number of the VM in place `index`: its VPID or ASID.
+/// The number of the VM in place `index`, from 1: its VPID, and its ASID where there are enough.
 fn number(index: usize) -> u16 {
     u16::try_from(index + 1).unwrap_or(u16::MAX)
 }

@@ -9,7 +9,7 @@ use lamina_arch::addr::Hpa;
 
 use crate::nested::Access;
 
-/// What is announced. A VM has the number that is its VPID or ASID; 0 is none.
+/// What is announced. A VM has its number, from 1; 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Announcement {
     /// The VM runs with these nested tables.

@@ -102,7 +102,7 @@ pub struct Vm<V: Vcpu, C> {
 }
 
 impl<V: Vcpu, C: Chipset> Vm<V, C> {
-    /// Makes the VM that `config` describes, with blobs out of `image`, ready to run. `id` is its VPID or ASID.
+    /// Makes the VM that `config` describes, with blobs out of `image`, ready to run. `id` is its number, from 1.
     ///
     /// # Errors
     /// A sentence that says what the image, the configuration or the machine did not allow; nothing is kept then.

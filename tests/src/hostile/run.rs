@@ -122,28 +122,8 @@ fn compare(expected: Expected, seen: &str) -> std::result::Result<(), String> {
     }
 }
 
-/// VMs with a case each that a machine has beside the witness and the list; QEMU's SVM tells 15 guests apart.
-const fn at_once(on: Name) -> usize {
-    match on {
-        Name::Tcg => 13,
-        _ => usize::MAX,
-    }
-}
-
-/// Cases that do not come back, on as many machines as they take.
-fn each_alone(stage: &Stage, cases: &[&'static Case], results: &mut Results) -> Result<()> {
-    let at_once = at_once(stage.backend()?);
-    let mut harmed = Ok(());
-    for cases in cases.chunks(at_once) {
-        alone(stage, cases, results)?;
-        harmed = harmed.and(results.remove(WITNESS).unwrap_or(Ok(())));
-    }
-    results.insert(WITNESS, harmed);
-    Ok(())
-}
-
 /// Cases that do not come back, each in a VM that waits until it is told to begin.
-fn alone(stage: &Stage, cases: &[&'static Case], results: &mut Results) -> Result<()> {
+fn each_alone(stage: &Stage, cases: &[&'static Case], results: &mut Results) -> Result<()> {
     let on = stage.backend()?;
     let mut config = WITNESS_VM.to_owned() + &vm("list", "4M", "list");
     for case in cases {

@@ -2,7 +2,6 @@
 //! host's state.
 
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
@@ -16,6 +15,7 @@ use raw_cpuid::{CpuId, CpuIdResult, Hypervisor};
 use x86_64::registers::control::{Efer, EferFlags};
 use x86_64::registers::model_specific::Msr;
 
+use super::asid::Asid;
 use super::bitmaps;
 use super::vcpu::SvmVcpu;
 use super::vmcb::{VmcbPage, save_host};
@@ -165,11 +165,8 @@ impl Backend for Svm {
     type Vcpu = SvmVcpu;
 
     fn create_vcpu(&mut self, vm: u16) -> Result<SvmVcpu, String> {
-        let asids = self.shared.capabilities.asids;
-        if u32::from(vm) >= asids {
-            return Err(format!("this processor can tell {} guests apart", asids.saturating_sub(1)));
-        }
-        Ok(SvmVcpu::new(self.shared, vm))
+        let asid = Asid::of(vm, self.shared.capabilities.asids).ok_or("this processor has no ASID for guests")?;
+        Ok(SvmVcpu::new(self.shared, vm, asid))
     }
 }
 

@@ -5,6 +5,7 @@
 //! is ordinary memory, so there is nothing to cache: registers are read and written in place, and the clean bits tell
 //! the processor what has changed. Never decides anything about a guest.
 
+mod asid;
 pub mod bitmaps;
 mod capture;
 pub mod enable;

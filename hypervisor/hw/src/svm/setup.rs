@@ -13,7 +13,7 @@ use super::enable::Shared;
 pub const EFER_FORCED: Efer = Efer::SVME;
 
 /// Writes every field that never changes, or whose first value counts.
-pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u16) {
+pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u32) {
     // CR0: only what is more than TS and MP. CR3 is the guest's own affair. CR8 is the chipset's.
     vmcb.write(vmcb::CR_READ_INTERCEPTS, control_register(8));
     vmcb.write(vmcb::CR_WRITE_INTERCEPTS, control_register(4) | control_register(8));
@@ -39,7 +39,7 @@ pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u16) {
     vmcb.write(vmcb::THIRD_INTERCEPTS, (Third::all() - Third::INVPCID).bits());
     vmcb.write(vmcb::IOPM_BASE_PA, shared.io_map.hpa().0);
     vmcb.write(vmcb::MSRPM_BASE_PA, shared.msr_map.hpa().0);
-    vmcb.write(vmcb::GUEST_ASID, u32::from(asid));
+    vmcb.write(vmcb::GUEST_ASID, asid);
     vmcb.write(vmcb::NESTED_CONTROL, vmcb::NESTED_PAGING);
     guest_state(vmcb);
 }

@@ -23,6 +23,7 @@ use lamina_arch::watchpoints::Watchpoints;
 use lamina_vmm::nested::npt::Npt;
 use lamina_vmm::vcpu::{Answer, EntryFailure, Quick, Ran, UnknownLength, Vcpu};
 
+use super::asid::Asid;
 use super::capture::capture;
 use super::enable::Shared;
 use super::entry::{Frame, enter};
@@ -58,16 +59,18 @@ pub struct SvmVcpu {
     tsc_aux: u64,
     /// DR0 to DR3.
     debug: [u64; 4],
-    asid: u16,
+    /// The guest: what the processor knows it by is `asid`.
+    vm: u16,
+    asid: Asid,
     loaded: bool,
     shared: &'static Shared,
 }
 
 impl SvmVcpu {
-    /// A virtual processor as after reset, for the guest with the identifier `asid`.
-    pub fn new(shared: &'static Shared, asid: u16) -> SvmVcpu {
+    /// A virtual processor as after reset, of the guest `vm`, whose identifier is `asid`.
+    pub fn new(shared: &'static Shared, vm: u16, asid: Asid) -> SvmVcpu {
         let mut vmcb = VmcbPage::new();
-        setup(vmcb.fields(), shared, asid);
+        setup(vmcb.fields(), shared, asid.number);
         SvmVcpu {
             frame: Box::new(Frame::new(&shared.plan)),
             vmcb,
@@ -82,6 +85,7 @@ impl SvmVcpu {
             extended: ExtendedState::new(),
             tsc_aux: 0,
             debug: [0; 4],
+            vm,
             asid,
             loaded: false,
             shared,
@@ -111,7 +115,7 @@ impl SvmVcpu {
         let virtual_interrupt = resume(vmcb, &entry);
         // There is no timer in the VMCB: the machine's ends the guest's run like any interrupt.
         apic::arm(if at_once { Tsc(0) } else { deadline });
-        percpu::current().current_vm.store(self.asid, Ordering::Relaxed);
+        percpu::current().current_vm.store(self.vm, Ordering::Relaxed);
         // SAFETY: SVM is on (`Shared` is made by `Svm` only, with a save area and the host's state); `setup` made the
         // VMCB, whose borrow has ended; `load` moved this vCPU's extended state and MSRs in (the run loop loads before
         // it runs).
@@ -437,12 +441,13 @@ impl Vcpu for SvmVcpu {
         if self.loaded {
             return;
         }
+        self.flush |= self.asid.shared;
         self.extended.load();
         if self.shared.tsc_aux {
             write_tsc_aux(self.tsc_aux);
         }
         write_debug(&self.debug);
-        self.frame.defences.load(|| percpu::current().current_vm.load(Ordering::Relaxed) != self.asid);
+        self.frame.defences.load(|| percpu::current().current_vm.load(Ordering::Relaxed) != self.vm);
         percpu::current().current_vmcb.store(self.vmcb.hpa().0, Ordering::Relaxed);
         self.loaded = true;
     }

@@ -18,7 +18,7 @@ const SUITE: &str = "trixie";
 /// The package's upstream version.
 const VERSION: &str = "3.0";
 /// The directory in the cache: the version, and the number of this program's own changes to it ([`CHANGES`]).
-const DIRECTORY: &str = "bochs-3.0-changes6";
+const DIRECTORY: &str = "bochs-3.0-changes7";
 /// What is changed in the source before it is built.
 const CHANGES: &[Change] = &[
     Change {
@@ -52,6 +52,12 @@ const CHANGES: &[Change] = &[
         file: "cpu/flag_ctrl_pro.cc",
         from: "       mask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n\n     mask_event(BX_EVENT_SVM_VIRQ_PENDING);\n",
         to: "       mask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n     else\n       unmask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR);\n\n     mask_event(BX_EVENT_SVM_VIRQ_PENDING);\n",
+    },
+    Change {
+        // A guest began with the CR2 that was there, not with the one of its control block.
+        file: "cpu/svm.cc",
+        from: "  BX_CPU_THIS_PTR cr3 = guest.cr3;\n",
+        to: "  BX_CPU_THIS_PTR cr2 = guest.cr2;\n  BX_CPU_THIS_PTR cr3 = guest.cr3;\n",
     },
     Change {
         // A write of CR0 that is intercepted had changed EFER.LMA already.

@@ -77,7 +77,7 @@ global_asm!(
     "movzbl 0xfee00030, %eax", "movl %eax, {results} + 20",
     // The second pointer goes, and counts until CR3 is written.
     "movl $0x333, 0x40000100", "movl {pointers} + 8, %ebx", "movl $0, {pointers} + 8", "invlpg 0x40000100",
-    "movl 0x40000100, %ecx", "movl %ecx, {results} + 32", "movl %ebx, {pointers} + 8",
+    "movl 0x40000100, %eax", "movl %eax, {results} + 32", "movl %ebx, {pointers} + 8",
     // Reserved bits.
     "orl $2, {pointers} + 8",
     "movl ${pointers}, %eax", "movl %eax, %cr3", "movl {faults}, %ecx", "movl %ecx, {results} + 24",
@@ -90,8 +90,11 @@ global_asm!(
     // #GP of a move of three bytes.
     ".global legacy32_gp, legacy32_pf",
     "legacy32_gp: incl {faults}", "addl $4, %esp", "addl $3, (%esp)", "iretl",
-    // #PF of a move of five bytes: error code and vector.
-    "legacy32_pf: popl %ecx", "shll $16, %ecx", "orl $14, %ecx", "movl %ecx, {results} + 12", "addl $5, (%esp)", "iretl",
+    // #PF of a move of five bytes: error code and vector of the first. There is another one where the second pointer does
+    // not count any more.
+    "legacy32_pf: popl %ecx", "cmpl $0, {results} + 12", "jne 1f",
+    "shll $16, %ecx", "orl $14, %ecx", "movl %ecx, {results} + 12",
+    "1: addl $5, (%esp)", "iretl",
     ".code64",
     results = sym RESULTS,
     tss = sym TSS,

@@ -4,7 +4,7 @@ use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
 
 pub const SCENARIO: Scenario =
-    Scenario { name: "debian_beside_hog", needs: Needs::Preemption, limit: 1800, long: true, run };
+    Scenario { name: "debian_beside_hog", needs: Needs::Machine, limit: 1800, long: true, run };
 
 const HOG: &str = r#"
     [[vm]]

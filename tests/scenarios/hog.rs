@@ -4,7 +4,7 @@
 use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
 
-pub const SCENARIO: Scenario = Scenario { name: "hog", needs: Needs::Preemption, limit: 300, long: false, run };
+pub const SCENARIO: Scenario = Scenario { name: "hog", needs: Needs::Machine, limit: 300, long: false, run };
 
 fn run(stage: &Stage) -> Result<()> {
     let mut machine = stage.boot(

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lamina_tests::{Needs, Scenario, Stage};
 
 pub const SCENARIO: Scenario =
-    Scenario { name: "hog_beside_ticker", needs: Needs::Preemption, limit: 600, long: false, run };
+    Scenario { name: "hog_beside_ticker", needs: Needs::Machine, limit: 600, long: false, run };
 
 /// Greetings come each second, and there are so many.
 const GREETINGS: u64 = 10;

@@ -62,8 +62,6 @@ pub enum Needs {
     Qemu,
     /// A machine with VMX, of which what is written is true.
     Vmx,
-    /// A machine that takes its processor back from a guest with interrupts off.
-    Preemption,
     /// A machine of Bochs', which can be built with somebody in it who looks on.
     Bochs,
     /// A machine of QEMU's own emulation, for a processor with some feature more or less.
@@ -110,9 +108,6 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
     match (needs, backend) {
         (Needs::Qemu, Name::Bochs | Name::BochsSvm) => Some("Bochs has neither UEFI nor a screen to look at"),
         (Needs::Vmx, Name::BochsSvm | Name::Tcg) => Some("what is written is of VMX"),
-        (Needs::Preemption, Name::BochsSvm) => {
-            Some("Bochs masks the machine's interrupts in an SVM guest that is entered with IF clear")
-        }
         (Needs::Bochs, name) if name != Name::Bochs => Some("nobody can look into it from outside"),
         (Needs::Tcg, name) if name != Name::Tcg => {
             Some("only QEMU's emulation has processors with single features more or less")

@@ -18,6 +18,8 @@ const SINGLE_STEP: u64 = 1 << 14;
 const NESTED_TASK: u64 = 1 << 14;
 /// DR6.B0 to B3.
 const BREAKPOINTS: u64 = 0xf;
+/// What says of a debug exception why it came.
+const STATUS: u64 = SINGLE_STEP | BREAKPOINTS;
 
 /// Why an instruction is stepped over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub enum Follows {
     Decode,
     /// It was ours: enter again.
     Again,
-    /// It was ours, and NMIs are not blocked any more.
+    /// It was ours, and the guest can take an NMI.
     NmiWindow,
     /// The handler's IRET switches tasks, and is to be finished in software; NMIs are blocked until then.
     TaskSwitch,
@@ -105,13 +107,35 @@ impl Stepper {
             let flags = vmcb.read(vmcb::RFLAGS);
             vmcb.write(vmcb::RFLAGS, flags | Rflags::TF.bits());
             let trap = flags & Rflags::TF.bits();
-            Step { purpose, rip: vmcb.read(vmcb::RIP), trap, dr6: vmcb.read(vmcb::DR6) }
+            let dr6 = vmcb.read(vmcb::DR6);
+            // What an earlier exception has left there would be taken for the step's.
+            if dr6 & STATUS != 0 {
+                vmcb.write(vmcb::DR6, dr6 & !STATUS);
+            }
+            Step { purpose, rip: vmcb.read(vmcb::RIP), trap, dr6 }
         });
         purpose == Some(Purpose::Shadow)
     }
 
     /// After an exit with `exit_code`.
     pub fn after_exit(&mut self, vmcb: &mut Vmcb, exit_code: u64) -> Follows {
+        let step = self.step.take();
+        let done = exit_code == code::DEBUG && vmcb.read(vmcb::DR6) & SINGLE_STEP != 0;
+        if let Some(step) = step
+            && !done
+        {
+            // Not executed, or it faulted and the fault was delivered, which cleared TF: with it set in the flags that
+            // were pushed.
+            take_back_tf(vmcb, &step);
+            let dr6 = vmcb.read(vmcb::DR6);
+            let kept = step.dr6 & if dr6 & BREAKPOINTS == 0 { STATUS } else { SINGLE_STEP };
+            if kept != 0 {
+                vmcb.write(vmcb::DR6, dr6 | kept);
+            }
+            if step.purpose == Purpose::Iret && vmcb.read(vmcb::RIP) != step.rip {
+                self.wait_for_iret(vmcb);
+            }
+        }
         if exit_code == code::IRET && ends_task(vmcb) {
             return Follows::TaskSwitch;
         }
@@ -120,27 +144,15 @@ impl Stepper {
             intercept_iret(vmcb, false);
             return Follows::Again;
         }
-        let Some(step) = self.step.take() else { return Follows::Decode };
+        let Some(step) = step.filter(|_| done) else { return Follows::Decode };
         let dr6 = vmcb.read(vmcb::DR6);
-        if exit_code != code::DEBUG || dr6 & SINGLE_STEP == 0 {
-            // Not executed, or it faulted and the fault was delivered, which cleared TF.
-            let flags = vmcb.read(vmcb::RFLAGS) & !Rflags::TF.bits();
-            vmcb.write(vmcb::RFLAGS, flags | step.trap);
-            if step.purpose == Purpose::Iret && vmcb.read(vmcb::RIP) != step.rip {
-                self.wait_for_iret(vmcb);
-            }
-            return Follows::Decode;
-        }
         match step.purpose {
             // RFLAGS is what IRET has loaded.
             Purpose::Iret => {
                 self.at_iret = false;
                 self.nmi_blocked = false;
             }
-            Purpose::Shadow => {
-                let flags = vmcb.read(vmcb::RFLAGS) & !Rflags::TF.bits();
-                vmcb.write(vmcb::RFLAGS, flags | step.trap);
-            }
+            Purpose::Shadow => take_back_tf(vmcb, &step),
         }
         if step.trap != 0 {
             // The guest steps too: the exception is its own.
@@ -151,7 +163,7 @@ impl Stepper {
             return Follows::Decode;
         }
         vmcb.write(vmcb::DR6, step.dr6);
-        if step.purpose == Purpose::Iret { Follows::NmiWindow } else { Follows::Again }
+        if self.nmi_blocked { Follows::Again } else { Follows::NmiWindow }
     }
 
     /// The guest is not at its IRET any more: the next one counts, whosever it is, as on a processor without us.
@@ -159,6 +171,12 @@ impl Stepper {
         self.at_iret = false;
         intercept_iret(vmcb, true);
     }
+}
+
+/// TF is what it was before the step.
+fn take_back_tf(vmcb: &mut Vmcb, step: &Step) {
+    let flags = vmcb.read(vmcb::RFLAGS) & !Rflags::TF.bits();
+    vmcb.write(vmcb::RFLAGS, flags | step.trap);
 }
 
 /// What a processor does behind an instruction, where we have finished that: RF is over, and a single step traps (APM
@@ -303,8 +321,48 @@ mod tests {
         assert!(!stepper.before_entry(&mut vmcb, true, true));
         assert_eq!(vmcb.read(vmcb::RFLAGS) & TF, 0);
         assert!(stepper.before_entry(&mut vmcb, false, true));
-        assert_eq!(stepped(&mut stepper, &mut vmcb, 0x202 | TF), Follows::Again);
+        // It may have been an NMI that waited.
+        assert_eq!(stepped(&mut stepper, &mut vmcb, 0x202 | TF), Follows::NmiWindow);
         assert_eq!((vmcb.read(vmcb::RFLAGS), vmcb.read(vmcb::DR6)), (0x202, 0xffff_0ff0));
+        stepper.nmi_injected(&mut vmcb);
+        assert!(stepper.before_entry(&mut vmcb, false, true));
+        assert_eq!(stepped(&mut stepper, &mut vmcb, 0x202 | TF), Follows::Again);
+    }
+
+    #[test]
+    fn a_handlers_iret_in_a_shadow_keeps_nothing_of_that_step() {
+        for (nested, follows) in [(0, Follows::Again), (0x4000, Follows::TaskSwitch)] {
+            let (mut stepper, mut vmcb) = guest();
+            vmcb.write(vmcb::RFLAGS, 0x202 | nested);
+            vmcb.write(vmcb::CR0, 0x11);
+            stepper.nmi_injected(&mut vmcb);
+            vmcb.write(vmcb::INTERRUPT_STATE, vmcb::INTERRUPT_SHADOW);
+            assert!(stepper.before_entry(&mut vmcb, false, true));
+            assert_eq!(stepper.after_exit(&mut vmcb, code::IRET), follows);
+            assert_eq!((stepper.is_stepping(), vmcb.read(vmcb::RFLAGS)), (false, 0x202 | nested));
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_exception_left_in_dr6_is_not_taken_for_the_steps() {
+        let (mut stepper, mut vmcb) = guest();
+        vmcb.write(vmcb::DR6, 0xffff_4ff2);
+        stepper.nmi_injected(&mut vmcb);
+        stepper.after_exit(&mut vmcb, code::IRET);
+        stepper.before_entry(&mut vmcb, false, false);
+        // A breakpoint on the IRET, which was not executed.
+        vmcb.write(vmcb::DR6, vmcb.read(vmcb::DR6) | 1);
+        assert_eq!(stepper.after_exit(&mut vmcb, code::DEBUG), Follows::Decode);
+        assert!(stepper.is_nmi_blocked());
+        assert_eq!(vmcb.read(vmcb::DR6), 0xffff_4ff1);
+
+        vmcb.write(vmcb::DR6, 0xffff_4ff2);
+        stepper.before_entry(&mut vmcb, false, false);
+        assert_eq!(stepper.after_exit(&mut vmcb, code::INTR), Follows::Decode);
+        assert_eq!(vmcb.read(vmcb::DR6), 0xffff_4ff2);
+        stepper.before_entry(&mut vmcb, false, false);
+        assert_eq!(stepped(&mut stepper, &mut vmcb, 0x246), Follows::NmiWindow);
+        assert_eq!(vmcb.read(vmcb::DR6), 0xffff_4ff2);
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl SvmVcpu {
     /// One entry and exit.
     fn enter(&mut self, deadline: Tsc) {
         let event = self.event.take();
-        // An NMI waits for an event to be delivered: the guest comes back before it executes anything.
+        // An NMI waits for an event to be delivered: the guest comes back as soon as the timer can make it.
         let at_once = self.nmi_window && event.is_some() && !self.stepper.is_nmi_blocked();
         let flush = match (core::mem::take(&mut self.flush), self.shared.capabilities.features) {
             (false, _) => tlb_control::NOTHING,

@@ -36,6 +36,8 @@ pub const TESTS: &[Test] = &[
     ("cr0 upper half", || same(cr0(|cr0| cr0 | 1 << 32), GP)),
     ("cr0 ts, mp, wp and am", || same(cr0(|cr0| cr0 ^ 0x5_000a), NOTHING)),
     ("cr0 reserved bits are ignored", cr0_reserved),
+    ("cr0 cache disable is read back", cache_disable),
+    ("cr4 mce is read back", machine_check_enable),
     ("cr4 reserved", || same(cr4(|cr4| cr4 | 1 << 40), GP)),
     ("cr4 without pae", || same(cr4(|cr4| cr4 & !(1 << 5)), GP)),
     ("cr4 pge, tsd and de", || same(cr4(|cr4| cr4 ^ 0x8c), NOTHING)),
@@ -134,6 +136,39 @@ fn cr0_reserved() -> Verdict {
         asm!("mov {b}, cr0", "mov {a}, {b}", "bts {a}, 10", "mov cr0, {a}", "mov {a}, cr0", b = out(reg) before, a = out(reg) after);
     }
     same(after, before)
+}
+
+/// CD is read as it was written, by SMSW too, and CLTS leaves it.
+fn cache_disable() -> Verdict {
+    let (before, written, read, whole, word, cleared, after): (u64, u64, u64, u64, u64, u64, u64);
+    // SAFETY: only the cache is off meanwhile, and TS set, and the register is as it was then.
+    unsafe {
+        asm!(
+            "mov {b}, cr0", "mov {w}, {b}", "bts {w}, 30", "bts {w}, 3", "mov cr0, {w}",
+            "mov {r}, cr0", "smsw {s:e}", "mov {h}, -1", "smsw {h:x}", "clts", "mov {c}, cr0", "mov cr0, {b}", "mov {a}, cr0",
+            b = out(reg) before, w = out(reg) written, r = out(reg) read, s = out(reg) whole, h = out(reg) word,
+            c = out(reg) cleared, a = out(reg) after,
+        );
+    }
+    same(read, written)?;
+    same(whole, written & 0xffff_ffff)?;
+    same(word, u64::MAX << 16 | written & 0xffff)?;
+    same(cleared, written & !8)?;
+    same(after, before)
+}
+
+/// MCE is read as it was written, set or clear.
+fn machine_check_enable() -> Verdict {
+    let before: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr4", out(reg) before) };
+    for value in [before ^ 1 << 6, before] {
+        let read: u64;
+        // SAFETY: nobody makes a machine check.
+        unsafe { asm!("mov cr4, {v}", "mov {r}, cr4", v = in(reg) value, r = out(reg) read) };
+        same(read, value)?;
+    }
+    Ok(())
 }
 
 fn cr4(change: impl Fn(u64) -> u64) -> u64 {

@@ -312,7 +312,7 @@ pub enum CrAccess {
         /// Where the value comes from.
         source: Gpr,
     },
-    /// MOV from control register `cr` (3 or 8) to `target`.
+    /// MOV from control register `cr` (0, 3, 4 or 8) to `target`.
     Read {
         /// Number of the control register.
         cr: u8,

@@ -40,6 +40,8 @@ const OWN: &[&str] = &[
     "step.rs",
     // Guests share identifiers where there are few; VMX has 65,535.
     "asid.rs",
+    // What VMX has guest/host masks and read shadows for.
+    "read_shadow.rs",
     // What decides an exit: controls with allowed settings, or intercept vectors and CPUID bits.
     "controls.rs",
     "intercept.rs",

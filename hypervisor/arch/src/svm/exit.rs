@@ -16,6 +16,7 @@ pub mod code {
     pub const CR15_WRITE: u64 = 0x01f;
     pub const EXCEPTION_0: u64 = 0x040;
     pub const DEBUG: u64 = 0x041;
+    pub const MACHINE_CHECK: u64 = 0x052;
     pub const EXCEPTION_31: u64 = 0x05f;
     pub const INTR: u64 = 0x060;
     pub const NMI: u64 = 0x061;
@@ -113,6 +114,7 @@ pub fn decode(c: &Captured) -> Exit {
         // The intercept comes after DR6 is written and before DR7.GD is cleared.
         code::DEBUG => Exit::Debug { dr6: c.dr6 & DEBUG_STATUS },
         code::ICEBP => Exit::Icebp,
+        code::MACHINE_CHECK => Exit::HostMachineCheck,
         code::EXCEPTION_0..=code::EXCEPTION_31 => Exit::Exception(exception(c)),
         // Not acknowledged: it comes through the IDT as soon as the host takes interrupts, and so does an NMI.
         code::INTR | code::NMI => Exit::HostInterrupt { vector: None },
@@ -159,11 +161,10 @@ fn exception(c: &Captured) -> Event {
     Event::exception(vector, has_error.then_some((c.info1 & 0xffff_ffff) as u32))
 }
 
-/// "MOV CRx/DRx Intercepts" under "Decode Assists": without them, and for LMSW and CLTS, nothing tells the operands.
+/// "MOV CRx/DRx Intercepts" under "Decode Assists": without them, and for SMSW, LMSW and CLTS, nothing tells the operands.
 fn decode_cr(c: &Captured, cr: u8, write: bool) -> Option<CrExit> {
     const IS_MOV: u64 = 1 << 63;
-    let known = if write { matches!(cr, 0 | 3 | 4 | 8) } else { matches!(cr, 3 | 8) };
-    if !known {
+    if !matches!(cr, 0 | 3 | 4 | 8) {
         return None;
     }
     let gpr = Gpr::from_encoding((c.info1 & 0xf) as u8);
@@ -265,7 +266,9 @@ mod tests {
     fn every_exit_code() {
         let undescribed = Exit::Cr(CrExit { access: None });
         let mut expected = BTreeMap::from([
+            (0x00, undescribed),
             (0x03, undescribed),
+            (0x04, undescribed),
             (0x08, undescribed),
             (0x10, undescribed),
             (0x13, undescribed),
@@ -299,6 +302,8 @@ mod tests {
             expected.insert(0x40 + u64::from(vector), Exit::Exception(Event::exception(vector, error)));
         }
         expected.insert(0x41, Exit::Debug { dr6: 0 });
+        // The machine's.
+        expected.insert(0x52, Exit::HostMachineCheck);
         let fault =
             NestedFault { gpa: Gpa(0), read: true, write: false, fetch: false, table_walk: false, linear: None };
         expected.insert(0x400, Exit::NestedFault(fault));

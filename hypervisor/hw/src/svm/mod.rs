@@ -12,6 +12,7 @@ pub mod enable;
 mod entry;
 mod explain;
 mod quick;
+mod read_shadow;
 mod resume;
 mod setup;
 mod step;

@@ -8,18 +8,20 @@ use lamina_arch::svm::segment::attributes;
 use lamina_arch::svm::vmcb::{self, Vmcb};
 
 use super::enable::Shared;
+use super::read_shadow::ReadShadow;
 
 /// The EFER bits that are set while a guest runs, whatever it reads.
 pub const EFER_FORCED: Efer = Efer::SVME;
 
-/// Writes every field that never changes, or whose first value counts.
-pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u32) {
-    // CR0: only what is more than TS and MP. CR3 is the guest's own affair. CR8 is the chipset's.
+/// Writes every field that never changes, or whose first value counts. Returns what the guest reads otherwise.
+pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u32) -> ReadShadow {
+    // CR0: only what is more than TS and MP, and what `read_shadow` adds. CR3 is the guest's own affair. CR8 is the
+    // chipset's.
     vmcb.write(vmcb::CR_READ_INTERCEPTS, control_register(8));
     vmcb.write(vmcb::CR_WRITE_INTERCEPTS, control_register(4) | control_register(8));
     // #AC and #DB can be made to recur in their own delivery without an instruction in between; seen here and injected,
-    // each recurrence is an exit. Everything else is the guest's own affair.
-    vmcb.write(vmcb::EXCEPTION_INTERCEPTS, 1 << vector::AC | 1 << vector::DB);
+    // each recurrence is an exit. #MC is the machine's. Everything else is the guest's own affair.
+    vmcb.write(vmcb::EXCEPTION_INTERCEPTS, 1 << vector::AC | 1 << vector::DB | 1 << vector::MC);
     let first = First::INTR
         | First::NMI
         | First::VINTR
@@ -41,11 +43,11 @@ pub fn setup(vmcb: &mut Vmcb, shared: &Shared, asid: u32) {
     vmcb.write(vmcb::MSRPM_BASE_PA, shared.msr_map.hpa().0);
     vmcb.write(vmcb::GUEST_ASID, asid);
     vmcb.write(vmcb::NESTED_CONTROL, vmcb::NESTED_PAGING);
-    guest_state(vmcb);
+    guest_state(vmcb)
 }
 
 /// Guest state after reset: real mode at 0xfffffff0.
-fn guest_state(vmcb: &mut Vmcb) {
+fn guest_state(vmcb: &mut Vmcb) -> ReadShadow {
     use SegmentName::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
     for name in [Es, Cs, Ss, Ds, Fs, Gs, Ldtr, Tr] {
         let (selector, attribute, limit, base) = vmcb::segment(name);
@@ -63,13 +65,16 @@ fn guest_state(vmcb: &mut Vmcb) {
     }
     vmcb.write(vmcb::GDTR_LIMIT, 0xffff);
     vmcb.write(vmcb::IDTR_LIMIT, 0xffff);
-    vmcb.write(vmcb::CR0, (Cr0::CD | Cr0::NW | Cr0::ET).bits());
     vmcb.write(vmcb::EFER, EFER_FORCED.bits());
     vmcb.write(vmcb::G_PAT, 0x0007_0406_0007_0406);
     vmcb.write(vmcb::DR6, 0xffff_0ff0);
     vmcb.write(vmcb::DR7, 0x400);
     vmcb.write(vmcb::RIP, 0xfff0);
     vmcb.write(vmcb::RFLAGS, 2);
+    let mut shadow = ReadShadow::default();
+    shadow.set_cr0(vmcb, (Cr0::CD | Cr0::NW | Cr0::ET).bits());
+    shadow.set_cr4(vmcb, 0);
+    shadow
 }
 
 #[cfg(test)]

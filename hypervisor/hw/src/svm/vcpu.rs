@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use lamina_arch::addr::Hpa;
-use lamina_arch::cr::{Cr0, Cr4, Efer, Rflags};
+use lamina_arch::cr::{Cr4, Efer, Rflags};
 use lamina_arch::event::{Event, EventKind, Interruptibility};
 use lamina_arch::exit::{Exit, Kind, TaskSource};
 use lamina_arch::hypercall;
@@ -29,6 +29,7 @@ use super::enable::Shared;
 use super::entry::{Frame, enter};
 use super::explain::explain;
 use super::quick::{InGuest, next_rip, offer, step};
+use super::read_shadow::ReadShadow;
 use super::resume::{Entry, resume, undelivered};
 use super::setup::{EFER_FORCED, setup};
 use super::step::{Follows, Stepper, behind_instruction, met};
@@ -45,6 +46,7 @@ pub struct SvmVcpu {
     /// Boxed: its address is on the stack while the guest runs.
     frame: Box<Frame>,
     vmcb: VmcbPage,
+    read_shadow: ReadShadow,
     captured: Captured,
     /// To be injected at the next entry.
     event: Option<Event>,
@@ -70,10 +72,11 @@ impl SvmVcpu {
     /// A virtual processor as after reset, of the guest `vm`, whose identifier is `asid`.
     pub fn new(shared: &'static Shared, vm: u16, asid: Asid) -> SvmVcpu {
         let mut vmcb = VmcbPage::new();
-        setup(vmcb.fields(), shared, asid.number);
+        let read_shadow = setup(vmcb.fields(), shared, asid.number);
         SvmVcpu {
             frame: Box::new(Frame::new(&shared.plan)),
             vmcb,
+            read_shadow,
             captured: Captured::default(),
             event: None,
             undelivered: None,
@@ -145,10 +148,8 @@ impl SvmVcpu {
             SysReg::Rip => vmcb::RIP,
             SysReg::Rsp => vmcb::RSP,
             SysReg::Rflags => vmcb::RFLAGS,
-            SysReg::Cr0 => vmcb::CR0,
             SysReg::Cr2 => vmcb::CR2,
             SysReg::Cr3 => vmcb::CR3,
-            SysReg::Cr4 => vmcb::CR4,
             SysReg::Dr6 => vmcb::DR6,
             SysReg::Dr7 => vmcb::DR7,
             SysReg::Efer => vmcb::EFER,
@@ -165,7 +166,9 @@ impl SvmVcpu {
             SysReg::Fmask => vmcb::SFMASK,
             SysReg::GdtBase => vmcb::GDTR_BASE,
             SysReg::IdtBase => vmcb::IDTR_BASE,
-            SysReg::GdtLimit | SysReg::IdtLimit | SysReg::TscAux | SysReg::Xcr0 => return None,
+            SysReg::Cr0 | SysReg::Cr4 | SysReg::GdtLimit | SysReg::IdtLimit | SysReg::TscAux | SysReg::Xcr0 => {
+                return None;
+            }
         })
     }
 
@@ -261,6 +264,8 @@ impl Vcpu for SvmVcpu {
         let vmcb = self.vmcb.fields();
         match register {
             SysReg::Efer => vmcb.read(vmcb::EFER) & !EFER_FORCED.bits(),
+            SysReg::Cr0 => self.read_shadow.cr0(vmcb),
+            SysReg::Cr4 => self.read_shadow.cr4(vmcb),
             SysReg::GdtLimit => vmcb.read(vmcb::GDTR_LIMIT).into(),
             SysReg::IdtLimit => vmcb.read(vmcb::IDTR_LIMIT).into(),
             SysReg::TscAux => self.tsc_aux,
@@ -282,10 +287,11 @@ impl Vcpu for SvmVcpu {
                 }
             }
             SysReg::Xcr0 => self.extended.set_xcr0(value),
+            SysReg::Cr0 => self.read_shadow.set_cr0(vmcb, value),
+            SysReg::Cr4 => self.read_shadow.set_cr4(vmcb, value),
             _ => {
                 let forced = match register {
                     SysReg::Efer => EFER_FORCED.bits(),
-                    SysReg::Cr0 => Cr0::ET.bits(),
                     SysReg::Rflags => Rflags::FIXED.bits(),
                     _ => 0,
                 };

@@ -45,7 +45,12 @@ fn perform<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &H, access: CrAcc
             }
         }
         CrAccess::Read { cr, target } => {
-            let value = if cr == 3 { vm.vcpu.read(SysReg::Cr3) } else { vm.chipset.cr8() };
+            let value = match cr {
+                0 => vm.vcpu.read(SysReg::Cr0),
+                3 => vm.vcpu.read(SysReg::Cr3),
+                4 => vm.vcpu.read(SysReg::Cr4),
+                _ => vm.chipset.cr8(),
+            };
             if target == Gpr::Rsp { vm.vcpu.write(SysReg::Rsp, value) } else { vm.vcpu.gprs().set(target, value) }
         }
         CrAccess::Clts => {

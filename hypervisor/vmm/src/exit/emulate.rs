@@ -8,7 +8,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use iced_x86::CodeSize;
+use iced_x86::{CodeSize, Mnemonic};
 use lamina_arch::addr::{Gla, Gpa, PAGE_4K};
 use lamina_arch::event::GuestFault;
 use lamina_arch::exit::{CrAccess, Direction, IoExit, NestedFault, Width};
@@ -36,7 +36,7 @@ pub enum Cause<'a> {
     Memory(&'a NestedFault),
     /// INS or OUTS.
     Port(&'a IoExit),
-    /// An instruction that the processor does not describe: it is only read.
+    /// An instruction that the processor does not describe. Most are only read.
     Undescribed,
 }
 
@@ -181,11 +181,14 @@ pub(crate) fn instruction_at_rip<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, h
 /// What the instruction at RIP does with a control register, and its length. Unit: bytes.
 ///
 /// # Errors
-/// What follows where it is no such instruction, or cannot be read.
+/// What follows where it is no such instruction, or cannot be read; or is SMSW, which is finished then.
 pub fn control_access<H: Host, C: Chipset>(vm: &mut Vm<H::Vcpu, C>, host: &mut H) -> Result<(CrAccess, u8), Resume> {
     let now = chipset_now(vm, host);
     let mut processor = Emulated::new(vm, host, Cause::Undescribed, now);
     let fetched = insn::fetch(&mut processor);
+    if fetched.instruction.is_ok_and(|instruction| instruction.mnemonic() == Mnemonic::Smsw) {
+        return Err(finish(vm, host, Cause::Undescribed));
+    }
     let described = fetched
         .instruction
         .and_then(|instruction| Ok((insn::control_access(&mut processor, &instruction)?, insn::length(&instruction))));

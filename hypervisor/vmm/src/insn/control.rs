@@ -21,10 +21,7 @@ pub fn control_access<P: Processor>(processor: &mut P, instruction: &Instruction
     };
     match instruction.mnemonic() {
         Mnemonic::Mov if first.is_cr() => Ok(CrAccess::Write { cr: cr(first)?, source: gpr(second) }),
-        Mnemonic::Mov if second.is_cr() => match cr(second)? {
-            cr @ (3 | 8) => Ok(CrAccess::Read { cr, target: gpr(first) }),
-            _ => Err(Refused::Changed),
-        },
+        Mnemonic::Mov if second.is_cr() => Ok(CrAccess::Read { cr: cr(second)?, target: gpr(first) }),
         Mnemonic::Clts => Ok(CrAccess::Clts),
         Mnemonic::Lmsw => {
             let width = Width::B2;

@@ -38,13 +38,18 @@ impl<P: Processor> Context<'_, P> {
         if prevented { self.needs_privilege() } else { Ok(()) }
     }
 
-    /// SLDT, STR and SMSW to memory.
+    /// SLDT, STR and SMSW to memory, and SMSW to a register, of whose width it stores CR0.
     pub(super) fn store_word(&mut self) -> Outcome {
         let mnemonic = self.instruction.mnemonic();
         if mnemonic != Mnemonic::Smsw {
             self.needs_protection()?;
         }
         self.needs_no_umip()?;
+        if mnemonic == Mnemonic::Smsw && self.instruction.op0_kind() == OpKind::Register {
+            let cr0 = self.processor.read(SysReg::Cr0);
+            self.set_register(self.instruction.op0_register(), cr0);
+            return Ok(self.advance());
+        }
         let OpKind::Memory = self.instruction.op0_kind() else { return Err(self.unsupported()) };
         let target = self.operand(0, Width::B2, true)?;
         let value = match mnemonic {

@@ -91,6 +91,29 @@ fn accesses_to_control_registers_are_decoded() {
 }
 
 #[test]
+fn reads_of_cr0_and_cr4_are_decoded_and_smsw_is_finished() {
+    // MOV RAX, CR0; MOV RSP, CR4; SMSW EBX; SMSW CX; SMSW RDX.
+    let code = [0x0f, 0x20, 0xc0, 0x0f, 0x20, 0xe4, 0x0f, 0x01, 0xe3, 0x66, 0x0f, 0x01, 0xe1, 0x48, 0x0f, 0x01, 0xe2];
+    let seen = Notes::new();
+    let steps = [
+        control_register(),
+        seen.note(|cpu| cpu.gprs().get(Gpr::Rax) ^ cpu.read(SysReg::Cr0)),
+        control_register(),
+        seen.note(|cpu| cpu.read(SysReg::Rsp) ^ cpu.read(SysReg::Cr4)),
+        control_register().with(|cpu| cpu.gprs().set(Gpr::Rbx, u64::MAX)),
+        seen.note(|cpu| cpu.gprs().get(Gpr::Rbx) ^ cpu.read(SysReg::Cr0)),
+        control_register().with(|cpu| cpu.gprs().set(Gpr::Rcx, u64::MAX)),
+        seen.note(|cpu| !cpu.gprs().get(Gpr::Rcx) ^ !cpu.read(SysReg::Cr0) & 0xffff),
+        control_register(),
+        seen.note(|cpu| cpu.gprs().get(Gpr::Rdx) ^ cpu.read(SysReg::Cr0)),
+    ];
+    let world = run_with(&code, steps);
+    assert_eq!(seen.taken()[..], [0; 5]);
+    let advanced: Vec<u64> = world.trace(1).advanced.iter().map(|rip| rip - ENTRY).collect();
+    assert_eq!(advanced[..5], [3, 6, 9, 13, 17]);
+}
+
+#[test]
 fn what_is_no_access_to_a_control_register_ends_the_vm() {
     // The default code: HLT.
     let reason = reason_of(control_register());

@@ -64,6 +64,8 @@ pub const SYSCFG: u32 = 0xc001_0010;
 pub const HWCR: u32 = 0xc001_0015;
 /// AMD's northbridge configuration (BIOS and Kernel Developer's Guides, "Northbridge Configuration 1 Register").
 pub const NB_CFG: u32 = 0xc001_001f;
+/// AMD's configuration of decoding (AMD's "Software Techniques for Managing Speculation").
+pub const DE_CFG: u32 = 0xc001_1029;
 /// AMD's control of SVM (APM vol. 2, "VM_CR MSR").
 pub const VM_CR: u32 = 0xc001_0114;
 /// Where AMD's VMRUN saves the host (APM vol. 2, "VM_HSAVE_PA MSR").

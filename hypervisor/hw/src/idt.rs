@@ -11,7 +11,7 @@ use x86_64::registers::debug::Dr7;
 use x86_64::registers::rflags::RFlags;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
-use crate::{gdt, interrupts, report, watchdog, wrmsr_safe};
+use crate::{gdt, interrupts, msr_safe, report, watchdog};
 
 /// The registers of interrupted code, in the order in which the entry path and the processor push them.
 #[repr(C)]
@@ -127,7 +127,7 @@ extern "C" fn trap(frame: &mut TrapFrame) {
     match u8::try_from(frame.vector).unwrap_or(u8::MAX) {
         1 if is_carried_over(frame) => {}
         2 => watchdog::nmi(frame),
-        0..=31 if wrmsr_safe::recover(frame) => {}
+        0..=31 if msr_safe::recover(frame) => {}
         0..=31 => report::exception(frame),
         vector => interrupts::dispatch(vector),
     }

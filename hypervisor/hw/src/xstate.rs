@@ -50,13 +50,16 @@ struct Components {
     size: usize,
     /// Where in the area the components from the third on are; 0 for those that are not switched. Unit: bytes.
     offsets: [usize; component::COUNT],
+    /// What is in the registers has to be overwritten before XRSTOR.
+    keeps_pointers: bool,
 }
 
 static COMPONENTS: Once<Components> = Once::new();
 
 /// Turns XSAVE on for the processor and finds out what there is to switch. Before the first VMCS is set up: CR4 is part
-/// of its host state.
-pub fn enable() {
+/// of its host state. `keeps_pointers`: XRSTOR leaves the addresses of the last x87 instruction and its operand as they
+/// are where no exception of its waits.
+pub fn enable(keeps_pointers: bool) {
     // SAFETY: the caller checked that the processor has XSAVE; nothing of ours uses the x87 or SSE registers.
     unsafe {
         Cr4::update(|cr4| *cr4 |= Cr4Flags::OSXSAVE | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE);
@@ -73,12 +76,13 @@ pub fn enable() {
         component::AVX.. if mask & 1 << n != 0 => cpuid_count(0xd, u32::try_from(n).unwrap_or(0)).ebx as usize,
         _ => 0,
     });
-    COMPONENTS.call_once(|| Components { mask, size, offsets });
+    COMPONENTS.call_once(|| Components { mask, size, offsets, keeps_pointers });
 }
 
 /// Everything that is switched; 0 before [`enable`].
 fn components() -> Components {
-    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576, offsets: [0; component::COUNT] })
+    let none = Components { mask: 1, size: 576, offsets: [0; component::COUNT], keeps_pointers: false };
+    COMPONENTS.get().copied().unwrap_or(none)
 }
 
 /// XSETBV of register 0.
@@ -96,6 +100,14 @@ fn xcr0() -> u64 {
     // SAFETY: CR4.OSXSAVE is set, and reading the register changes nothing.
     unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, nomem)) };
     u64::from(high) << 32 | u64::from(low)
+}
+
+/// Makes the addresses of the last x87 instruction and its operand ours: where XRSTOR leaves them, the next guest would read
+/// those of the last (APM vol. 2, "Media and x87 Processor State", of FXRSTOR).
+fn overwrite_pointers() {
+    static OPERAND: i32 = 0;
+    // SAFETY: the registers are about to be loaded; before that, no exception waits and none is left on their stack.
+    unsafe { asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) &raw const OPERAND, options(nostack, readonly)) };
 }
 
 /// The state that is in the registers is nobody's any more: XCR0 is what it is while none is loaded.
@@ -139,6 +151,7 @@ pub struct ExtendedState {
     xcr0: u64,
     /// All components that are switched.
     mask: u64,
+    keeps_pointers: bool,
     loaded: bool,
 }
 
@@ -156,7 +169,8 @@ impl ExtendedState {
         // SAFETY: the area is at least 576 bytes long, ours, and aligned to 64 bytes. XRSTOR loads MXCSR from here
         // whatever XSTATE_BV says, and the zero in XSTATE_BV initializes the rest.
         unsafe { area.add(MXCSR_OFFSET).cast::<u32>().write(MXCSR_RESET) };
-        ExtendedState { area, layout, xcr0: 1, mask: components().mask, loaded: false }
+        let Components { mask, keeps_pointers, .. } = components();
+        ExtendedState { area, layout, xcr0: 1, mask, keeps_pointers, loaded: false }
     }
 
     /// The guest's XCR0.
@@ -226,6 +240,9 @@ impl ExtendedState {
     /// Moves the state into the registers, all components, whatever the guest has enabled.
     pub fn load(&mut self) {
         let mask = self.mask;
+        if self.keeps_pointers {
+            overwrite_pointers();
+        }
         // SAFETY: the area was made for these components and holds what `new` or XSAVE wrote; XCR0 has them enabled.
         unsafe {
             asm!(

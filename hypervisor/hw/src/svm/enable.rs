@@ -20,6 +20,7 @@ use super::bitmaps;
 use super::vcpu::SvmVcpu;
 use super::vmcb::{VmcbPage, save_host};
 use crate::memory::{HostBlock, HostPage};
+use crate::msr_safe::{rdmsr_safe, wrmsr_safe};
 use crate::platform::Backend;
 use crate::{control, speculation, xstate};
 
@@ -89,6 +90,11 @@ impl Found {
     }
 }
 
+/// CPUID leaf of extended features, whose EBX has XSaveErPtr: XRSTOR always loads the x87 error pointers (APM vol. 3,
+/// "Fn8000_0008_EBX").
+const FEATURES_LEAF: u32 = 0x8000_0008;
+const ERROR_POINTERS: u32 = 1 << 2;
+
 /// What every virtual processor refers to; lives as long as the machine.
 pub struct Shared {
     /// What the processor can do.
@@ -140,7 +146,9 @@ impl Svm {
         unsafe { Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE)) };
         // SAFETY: the area is a page of ours that nobody else touches from here on.
         unsafe { Msr::new(msr::VM_HSAVE_PA).write(save_area.hpa().0) };
-        xstate::enable();
+        serialize_lfence();
+        let restores_pointers = highest >= FEATURES_LEAF && cpuid_count(FEATURES_LEAF, 0).ebx & ERROR_POINTERS != 0;
+        xstate::enable(!restores_pointers);
         let plan = plan(wanted, &speculation::enumerated());
         speculation::begin(&plan);
         let mut host = VmcbPage::new();
@@ -159,6 +167,15 @@ impl Svm {
         log::debug!("SVM: {} ASIDs, {:?}", capabilities.asids, capabilities.features);
         Ok(Svm { shared })
     }
+}
+
+/// Makes LFENCE wait for all instructions before it, as the defences against speculation, ours and the guests', take it to.
+/// Not every processor has the bit: some always wait.
+fn serialize_lfence() {
+    const LFENCE_SERIALIZES: u64 = 1 << 1;
+    let Some(value) = rdmsr_safe(msr::DE_CFG).filter(|value| value & LFENCE_SERIALIZES == 0) else { return };
+    // SAFETY: the bit only makes LFENCE slower.
+    unsafe { wrmsr_safe(msr::DE_CFG, value | LFENCE_SERIALIZES) };
 }
 
 impl Backend for Svm {

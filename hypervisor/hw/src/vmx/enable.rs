@@ -20,8 +20,8 @@ use x86_64::registers::model_specific::Msr;
 use super::bitmaps;
 use super::vcpu::VmxVcpu;
 use crate::memory::HostPage;
+use crate::msr_safe::wrmsr_safe;
 use crate::platform::Backend;
-use crate::wrmsr_safe::wrmsr_safe;
 use crate::{speculation, xstate};
 
 /// IA32_FEATURE_CONTROL: locked.
@@ -138,7 +138,7 @@ impl Vmx {
         let capabilities = Capabilities::read(read_msr, physical, linear);
         let controls = controls(&capabilities)?;
         let vmxon = turn_on(&capabilities)?;
-        xstate::enable();
+        xstate::enable(false);
         let plan = plan(wanted, &speculation::enumerated());
         speculation::begin(&plan);
         let wide_addresses = linear == WIDE && holds_wide_addresses();

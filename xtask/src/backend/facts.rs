@@ -124,7 +124,11 @@ impl Reason {
             Reason::NoExtension { inside: true } => {
                 "have nested virtualization switched on for this virtual machine by whoever runs it".to_owned()
             }
-            Reason::NoModule(extension) => format!("load it: sudo modprobe {} nested=1", extension.module()),
+            // Linux 6.1, for one, shows the SVM that the firmware switched off (VM_CR.SVMDIS); later ones do not.
+            Reason::NoModule(extension) => format!(
+                "load it: sudo modprobe {} nested=1; where that is refused, switch virtualization on in the firmware's set-up",
+                extension.module()
+            ),
             Reason::NestingOff(extension) => {
                 let module = extension.module();
                 format!(
@@ -240,6 +244,16 @@ mod tests {
         ] {
             assert_eq!(judge(&facts), Err(reason), "{facts:?}");
         }
+    }
+
+    #[test]
+    fn amd_v_that_the_firmware_switched_off_is_told_of_module_and_firmware() {
+        // Linux 6.1 with VM_CR.SVMDIS set: cpuinfo shows SVM, and kvm_amd is not loaded, as it refuses to.
+        let reason = judge(&host(AMD, None, Device::Missing)).unwrap_err();
+        assert_eq!(reason.to_string(), "the module kvm_amd is not loaded");
+        let advice = reason.advice().unwrap();
+        assert!(advice.contains("modprobe kvm_amd nested=1; where that is refused, "), "{advice}");
+        assert!(advice.ends_with("switch virtualization on in the firmware's set-up"), "{advice}");
     }
 
     #[test]

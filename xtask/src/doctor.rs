@@ -66,8 +66,9 @@ fn processor(facts: &Facts) -> String {
 fn device(facts: &Facts) -> String {
     match &facts.device {
         Device::Opens => "it opens, which alone proves nothing".to_owned(),
-        Device::Missing => "there is none".to_owned(),
+        Device::Missing => "there is none, or nothing behind it".to_owned(),
         Device::Denied => "this user may not open it".to_owned(),
+        Device::Withheld => "nobody may open it, root included".to_owned(),
         Device::Fails(words) => format!("it does not open: {words}"),
     }
 }

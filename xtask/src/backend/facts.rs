@@ -4,8 +4,9 @@
 
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
-use std::path::Path;
+use std::io;
+
+use rustix::io::Errno;
 
 /// The processor's virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +46,13 @@ impl fmt::Display for Extension {
 pub enum Device {
     /// It opens, which proves nothing.
     Opens,
-    /// There is none.
+    /// There is none, or a node with no module behind it.
     #[default]
     Missing,
     /// This user may not.
     Denied,
+    /// Nobody may, root included: it is not passed on to this container.
+    Withheld,
     /// Something else, in the system's words.
     Fails(String),
 }
@@ -85,6 +88,8 @@ pub enum Reason {
     NoDevice,
     /// This user may not open `/dev/kvm`.
     Denied,
+    /// Nobody may open `/dev/kvm` in this container.
+    Withheld,
     /// `/dev/kvm` does not open, in the system's words.
     DeviceFails(String),
     /// The emulator is not there, and why it was not installed.
@@ -106,6 +111,7 @@ impl fmt::Display for Reason {
             }
             Reason::NoDevice => write!(f, "there is no /dev/kvm"),
             Reason::Denied => write!(f, "this user may not open /dev/kvm"),
+            Reason::Withheld => write!(f, "nobody may open /dev/kvm here, root included"),
             Reason::DeviceFails(words) => write!(f, "/dev/kvm does not open: {words}"),
             Reason::Absent(words) | Reason::Trial(words) => f.write_str(words),
         }
@@ -138,6 +144,9 @@ impl Reason {
             }
             Reason::NoDevice => "in a container: have /dev/kvm passed on to it".to_owned(),
             Reason::Denied => "join the group kvm and log in again: sudo usermod -aG kvm $USER".to_owned(),
+            Reason::Withheld => {
+                "have /dev/kvm passed on to this container (docker and podman: --device /dev/kvm)".to_owned()
+            }
             Reason::DeviceFails(_) | Reason::Absent(_) | Reason::Trial(_) => return None,
         })
     }
@@ -151,6 +160,7 @@ pub fn judge(facts: &Facts) -> Result<Extension, Reason> {
     let extension = facts.extension.ok_or(Reason::NoExtension { inside: facts.inside })?;
     match (&facts.device, facts.nested.as_deref().map(str::trim)) {
         (Device::Denied, _) => Err(Reason::Denied),
+        (Device::Withheld, _) => Err(Reason::Withheld),
         (Device::Fails(words), _) => Err(Reason::DeviceFails(words.clone())),
         (Device::Missing, None) => Err(Reason::NoModule(extension)),
         (Device::Missing, Some(_)) => Err(Reason::NoDevice),
@@ -201,13 +211,21 @@ impl Facts {
 }
 
 fn open_device() -> Device {
-    match fs::File::options().read(true).write(true).open(Path::new("/dev/kvm")) {
-        Ok(_) => Device::Opens,
-        Err(error) => match error.kind() {
-            ErrorKind::NotFound => Device::Missing,
-            ErrorKind::PermissionDenied => Device::Denied,
-            _ => Device::Fails(error.to_string()),
-        },
+    let opened = fs::File::options().read(true).write(true).open("/dev/kvm");
+    device(opened.map(drop), rustix::process::geteuid().is_root())
+}
+
+/// What the attempt of a user, who may be root, says of the device.
+fn device(opened: io::Result<()>, root: bool) -> Device {
+    let Err(error) = opened else { return Device::Opens };
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Device::Missing,
+        // A group is no remedy where more than the node's owner and mode forbids it (EPERM), nor for root, whom those do not
+        // bind.
+        Some(Errno::PERM) => Device::Withheld,
+        Some(Errno::ACCESS) if root => Device::Withheld,
+        Some(Errno::ACCESS) => Device::Denied,
+        _ => Device::Fails(error.to_string()),
     }
 }
 
@@ -236,6 +254,7 @@ mod tests {
             (host(INTEL, None, Device::Missing), Reason::NoModule(Extension::Vmx)),
             (host(AMD, Some("1"), Device::Missing), Reason::NoDevice),
             (host(INTEL, Some("Y"), Device::Denied), Reason::Denied),
+            (host(INTEL, None, Device::Withheld), Reason::Withheld),
             (host(AMD, Some("1"), Device::Fails("busy".into())), Reason::DeviceFails("busy".into())),
             // One kind of machine has a KVM without hardware virtualization: it opens.
             (host("flags : fpu hypervisor\n", None, Device::Opens), Reason::NoExtension { inside: true }),
@@ -244,6 +263,24 @@ mod tests {
         ] {
             assert_eq!(judge(&facts), Err(reason), "{facts:?}");
         }
+    }
+
+    #[test]
+    fn what_opening_the_device_gives_is_told_apart() {
+        let opened = |errno: Errno, root| device(Err(errno.into()), root);
+        assert_eq!(device(Ok(()), false), Device::Opens);
+        for root in [false, true] {
+            // A node that is there although no module has registered its device says ENODEV or ENXIO.
+            for errno in [Errno::NOENT, Errno::NODEV, Errno::NXIO] {
+                assert_eq!(opened(errno, root), Device::Missing, "{errno:?}");
+            }
+            assert!(matches!(opened(Errno::BUSY, root), Device::Fails(words) if words.contains("busy")));
+        }
+        // A container's device cgroup says EPERM, the node's mode EACCES.
+        assert_eq!(opened(Errno::PERM, true), Device::Withheld);
+        assert_eq!(opened(Errno::PERM, false), Device::Withheld);
+        assert_eq!(opened(Errno::ACCESS, true), Device::Withheld);
+        assert_eq!(opened(Errno::ACCESS, false), Device::Denied);
     }
 
     #[test]
@@ -264,7 +301,8 @@ mod tests {
             (Reason::NoModule(Extension::Svm), "kvm_amd is not loaded", "modprobe kvm_amd"),
             (Reason::NestingOff(Extension::Vmx), "switched off", "kvm_intel nested=1"),
             (Reason::NoDevice, "no /dev/kvm", "container"),
-            (Reason::Denied, "may not open", "group kvm"),
+            (Reason::Denied, "this user may not open", "group kvm"),
+            (Reason::Withheld, "root included", "passed on to this container"),
         ] {
             let line = reason.to_string();
             assert!(line.contains(words) && !line.contains('\n'), "{line}");

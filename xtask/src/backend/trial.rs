@@ -1,10 +1,11 @@
 //! Trials: a backend is taken to work when the probe, a small kernel, was booted on it and turned virtualization on.
 //!
-//! Owns what is remembered of them: in the cache, until the emulator, or what the host says of itself, changes.
+//! Owns what is remembered of them, in the cache: what the probe itself said until the emulator, or what the host says of
+//! itself, changes; any other failure for a day, as it may pass.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::facts::Extension;
 use super::{Backend, Machine};
@@ -15,6 +16,8 @@ use crate::{artifacts, paths, report};
 
 /// A trial takes seconds; one that hangs has failed. Far more than it takes, so that a slow host fails nothing.
 const LIMIT: Duration = Duration::from_secs(120);
+/// How long a failure is remembered that may pass.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The probe's machine. Unit: bytes.
 const MEMORY: u64 = 128 << 20;
 /// The probe's line where all is well, before the extension's name.
@@ -22,8 +25,36 @@ const USABLE: &str = "[lamina] usable: ";
 /// The probe's line where it is not, before the reason.
 const REFUSED: &str = "[lamina] error: ";
 
+/// What every line of the probe's starts with.
+const PREFIX: &str = "[lamina] ";
+/// How the first line of a bug's report goes on.
+const BUGS: [&str; 3] = ["panicked at ", "panicked: ", "exception "];
+
 /// How a trial ended: the extension that the machine has, or why Lamina cannot run there.
 pub type Outcome = Result<Extension, String>;
+
+/// How a trial ended, and so how long that holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    /// The probe turned this on: holds until host or emulator change.
+    Usable(Extension),
+    /// The probe said why it cannot: holds as long.
+    Refused(String),
+    /// The probe came to neither, and what was said instead. Holds for a [`DAY`]: another hypervisor may have had the
+    /// processor's extension, memory may have been short, the emulator may have been killed.
+    Failed(String),
+}
+
+impl End {
+    /// For whoever chooses; `when` goes with what is remembered for a day only.
+    fn outcome(self, when: Option<&str>) -> Outcome {
+        match (self, when) {
+            (End::Usable(extension), _) => Ok(extension),
+            (End::Failed(words), Some(when)) => Err(format!("{words} ({when}; `cargo xtask doctor` tries anew)")),
+            (End::Refused(words) | End::Failed(words), _) => Err(words),
+        }
+    }
+}
 
 /// Boots the probe on `backend`, unless a result for the same host and emulator is remembered and `fresh` is false.
 pub fn outcome(backend: &Backend, identity: &str, fresh: bool) -> Outcome {
@@ -32,20 +63,35 @@ pub fn outcome(backend: &Backend, identity: &str, fresh: bool) -> Outcome {
     let key =
         fingerprint(&[identity.as_bytes(), program_identity(program).as_bytes(), env!("CARGO_PKG_VERSION").as_bytes()]);
     let file = paths::cache().ok().map(|cache| cache.join(format!("probe-{name}")));
-    if !fresh && let Some(known) = file.as_ref().and_then(|file| read(&fs::read_to_string(file).ok()?, &key)) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    recall(file.as_deref(), &key, now, fresh, || {
+        let once = if fresh { "" } else { ": needed once, until it or this host changes" };
+        report::say(format_args!("trying {backend}{once}"));
+        boot(backend)
+    })
+}
+
+/// What `file` remembers, and else, or where it is to be `fresh`, what `boot` finds out; the file remembers that.
+fn recall(
+    file: Option<&Path>,
+    key: &str,
+    now: Duration,
+    fresh: bool,
+    boot: impl FnOnce() -> anyhow::Result<End>,
+) -> Outcome {
+    let known = || read(&fs::read_to_string(file?).ok()?, key, now);
+    if !fresh && let Some(known) = known() {
         return known;
     }
-    let once = if fresh { "" } else { ": needed once, until it or this host changes" };
-    report::say(format_args!("trying {backend}{once}"));
-    match boot(backend) {
-        Ok(outcome) => {
+    match boot() {
+        Ok(end) => {
             if let Some(file) = file {
                 // Not being able to remember costs the next run a trial, no more.
-                drop(fs::write(file, write(&outcome, &key)));
+                drop(fs::write(file, write(&end, key, now)));
             }
-            outcome
+            end.outcome((!fresh).then_some("remembered for a day"))
         }
-        // Nothing that is worth remembering.
+        // There was no trial, so there is nothing to remember.
         Err(error) => Err(format!("{error:#}")),
     }
 }
@@ -57,7 +103,9 @@ fn program_identity(program: &Path) -> String {
     format!("{} {:?} {:?}", program.display(), metadata.map(|metadata| metadata.len()), changed)
 }
 
-fn boot(backend: &Backend) -> anyhow::Result<Outcome> {
+/// # Errors
+/// It could not be tried: the probe does not build, or the emulator does not start.
+fn boot(backend: &Backend) -> anyhow::Result<End> {
     rust::ensure_workspace()?;
     let kernel = artifacts::build("lamina-probe", "lamina-probe")?;
     let directory = tempfile::Builder::new().prefix("lamina-").tempdir()?;
@@ -67,48 +115,70 @@ fn boot(backend: &Backend) -> anyhow::Result<Outcome> {
     let machine = Machine { image: disk, memory: MEMORY, directory: directory.path().to_owned(), ..Machine::default() };
     let mut machine = machine::Machine::start(backend, machine, directory, Some(LIMIT), None)?;
     let end = machine.wait_exit();
-    match judge(machine.transcript().lines(), end) {
-        Some(outcome) => Ok(outcome),
-        None if end == Err(Stop::Timeout) => anyhow::bail!("a trial did not come to its end in {} s", LIMIT.as_secs()),
-        None => {
-            let words = machine.emulators_words();
-            let last = words.lines().last().map_or("it said nothing", |line| line.trim_start_matches("emulator: "));
-            Ok(Err(format!("a trial failed: {last}")))
-        }
-    }
+    Ok(judge(machine.transcript().lines(), end, &machine.emulators_words()))
 }
 
-/// What the probe's lines mean; `None` where it did not come to a word.
-fn judge(lines: &[String], end: Result<Verdict, Stop>) -> Option<Outcome> {
+/// What the probe's lines mean, and where it did not come to a word, the emulator's.
+fn judge(lines: &[String], end: Result<Verdict, Stop>, emulator: &str) -> End {
     let after = |prefix: &str| lines.iter().find_map(|line| line.strip_prefix(prefix));
     if let Some(reason) = after(REFUSED) {
-        return Some(Err(reason.to_owned()));
+        return End::Refused(reason.to_owned());
     }
-    let extension = extension(after(USABLE)?)?;
-    (end == Ok(Verdict::Exit(0))).then_some(Ok(extension))
+    if let Some(extension) = after(USABLE).and_then(extension)
+        && end == Ok(Verdict::Exit(0))
+    {
+        return End::Usable(extension);
+    }
+    let mut ours = lines.iter().filter_map(|line| line.strip_prefix(PREFIX));
+    let bug = ours.find(|line| BUGS.iter().any(|bug| line.starts_with(bug)));
+    End::Failed(match (bug, end) {
+        (Some(bug), _) => format!("a trial failed: {bug}"),
+        (None, Err(Stop::Timeout)) => format!("a trial did not come to its end in {} s", LIMIT.as_secs()),
+        (None, _) => {
+            let last = emulator.lines().last().map_or("it said nothing", |line| line.trim_start_matches("emulator: "));
+            format!("a trial failed: {last}")
+        }
+    })
 }
 
 fn extension(name: &str) -> Option<Extension> {
     [Extension::Vmx, Extension::Svm].into_iter().find(|extension| extension.name() == name)
 }
 
-/// The first line is the key, the second how it ended.
-fn write(outcome: &Outcome, key: &str) -> String {
-    match outcome {
-        Ok(extension) => format!("{key}\nusable: {extension}\n"),
-        Err(reason) => format!("{key}\nnot: {}\n", reason.lines().next().unwrap_or_default()),
+/// The first line is the key, the second how it ended; a failure that may pass has the second since 1970 in which it was
+/// seen.
+fn write(end: &End, key: &str, now: Duration) -> String {
+    let first = |words: &str| words.lines().next().unwrap_or_default().to_owned();
+    match end {
+        End::Usable(extension) => format!("{key}\nusable: {extension}\n"),
+        End::Refused(words) => format!("{key}\nrefused: {}\n", first(words)),
+        End::Failed(words) => format!("{key}\nfailed {}: {}\n", now.as_secs(), first(words)),
     }
 }
 
-fn read(text: &str, key: &str) -> Option<Outcome> {
+/// What is remembered; `None` where that is of something else, too old, or not understood.
+fn read(text: &str, key: &str, now: Duration) -> Option<Outcome> {
     let mut lines = text.lines();
     if lines.next()? != key {
         return None;
     }
     let line = lines.next()?;
-    match line.strip_prefix("usable: ") {
-        Some(name) => extension(name).map(Ok),
-        None => line.strip_prefix("not: ").map(|reason| Err(reason.to_owned())),
+    if let Some(name) = line.strip_prefix("usable: ") {
+        return Some(End::Usable(extension(name)?).outcome(None));
+    }
+    if let Some(words) = line.strip_prefix("refused: ") {
+        return Some(End::Refused(words.to_owned()).outcome(None));
+    }
+    let (seen, words) = line.strip_prefix("failed ")?.split_once(": ")?;
+    // What lies in the future tells of a clock that was changed, and nothing of how old it is.
+    let age = now.checked_sub(Duration::from_secs(seen.parse().ok()?)).filter(|age| *age < DAY)?;
+    Some(End::Failed(words.to_owned()).outcome(Some(&ago(age))))
+}
+
+fn ago(age: Duration) -> String {
+    match age.as_secs() / 60 {
+        minutes @ 0..60 => format!("{minutes} min ago"),
+        minutes => format!("{} h ago", minutes / 60),
     }
 }
 
@@ -123,27 +193,90 @@ mod tests {
     #[test]
     fn the_probes_words_decide() {
         let good = Ok(Verdict::Exit(0));
-        assert_eq!(judge(&lines("[lamina] usable: VMX\n[lamina] exit 0"), good), Some(Ok(Extension::Vmx)));
-        assert_eq!(judge(&lines("[lamina] usable: SVM\n[lamina] exit 0"), good), Some(Ok(Extension::Svm)));
+        assert_eq!(judge(&lines("[lamina] usable: VMX\n[lamina] exit 0"), good, ""), End::Usable(Extension::Vmx));
+        assert_eq!(judge(&lines("[lamina] usable: SVM\n[lamina] exit 0"), good, ""), End::Usable(Extension::Svm));
         let refused = lines("[lamina] error: this processor has neither VT-x nor AMD-V\n[lamina] exit 1");
-        let reason = Err("this processor has neither VT-x nor AMD-V".to_owned());
-        assert_eq!(judge(&refused, Ok(Verdict::Exit(1))), Some(reason));
-        // It died in the middle, or never started.
-        assert_eq!(judge(&lines("[lamina] usable: VMX"), Ok(Verdict::Missing)), None);
-        assert_eq!(judge(&[], Ok(Verdict::Missing)), None);
-        assert_eq!(judge(&[], Err(Stop::Timeout)), None);
+        let reason = "this processor has neither VT-x nor AMD-V".to_owned();
+        assert_eq!(judge(&refused, Ok(Verdict::Exit(1)), "emulator: x\n"), End::Refused(reason));
+        // A bug of the probe's, as `lamina_hw::report` tells of it.
+        let busy = "emulator: a warning\nemulator: failed to initialize kvm: Device or resource busy\n";
+        for bug in [
+            "panicked at hypervisor/hw/src/control.rs:34:5: the processor has no execute-disable bit",
+            "panicked: no place",
+            "exception 13 (#GP, general protection), error code 0x0, processor 0, VM 0",
+        ] {
+            let said = lines(&format!("[lamina] words\n[lamina] {bug}\n[lamina] backtrace:\n[lamina] exit 101"));
+            let failed = End::Failed(format!("a trial failed: {bug}"));
+            assert_eq!(judge(&said, Ok(Verdict::Exit(101)), busy), failed);
+            assert_eq!(judge(&said[..2], Err(Stop::Timeout), ""), failed);
+        }
+        // It died in the middle, never started, or hangs.
+        let last = End::Failed("a trial failed: failed to initialize kvm: Device or resource busy".to_owned());
+        assert_eq!(judge(&lines("[lamina] usable: VMX"), Ok(Verdict::Missing), busy), last);
+        assert_eq!(judge(&[], Ok(Verdict::Missing), busy), last);
+        assert_eq!(judge(&[], Ok(Verdict::Missing), ""), End::Failed("a trial failed: it said nothing".to_owned()));
+        let hangs = End::Failed("a trial did not come to its end in 120 s".to_owned());
+        assert_eq!(judge(&[], Err(Stop::Timeout), busy), hangs);
+    }
+
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    #[test]
+    fn what_the_probe_said_is_remembered_for_one_key_and_for_good() {
+        for (end, outcome) in [
+            (End::Usable(Extension::Svm), Ok(Extension::Svm)),
+            (End::Usable(Extension::Vmx), Ok(Extension::Vmx)),
+            (End::Refused("no EPT\nand more".to_owned()), Err("no EPT".to_owned())),
+        ] {
+            let text = write(&end, "key-1", NOW);
+            assert_eq!(read(&text, "key-1", NOW + 1000 * DAY), Some(outcome));
+            assert_eq!(read(&text, "key-2", NOW), None);
+        }
     }
 
     #[test]
-    fn what_is_remembered_holds_for_one_key() {
-        for outcome in [Ok(Extension::Svm), Ok(Extension::Vmx), Err("QEMU: no".to_owned())] {
-            let text = write(&outcome, "key-1");
-            assert_eq!(read(&text, "key-1"), Some(outcome));
-            assert_eq!(read(&text, "key-2"), None);
+    fn what_may_pass_is_remembered_for_a_day_and_says_how_to_try_anew() {
+        let end = End::Failed("a trial failed: busy\nand more".to_owned());
+        let text = write(&end, "key-1", NOW);
+        for (age, when) in [(30, "0 min ago"), (59 * 60, "59 min ago"), (60 * 60, "1 h ago"), (86399, "23 h ago")] {
+            let words = format!("a trial failed: busy ({when}; `cargo xtask doctor` tries anew)");
+            assert_eq!(read(&text, "key-1", NOW + Duration::from_secs(age)), Some(Err(words)));
         }
-        for text in ["", "key-1", "key-1\n", "key-1\nusable: TDX\n", "key-1\nmaybe\n"] {
-            assert_eq!(read(text, "key-1"), None, "{text:?}");
+        assert_eq!(read(&text, "key-2", NOW), None);
+        assert_eq!(read(&text, "key-1", NOW + DAY), None, "a day later");
+        assert_eq!(read(&text, "key-1", NOW - Duration::from_secs(1)), None, "before it was seen");
+    }
+
+    #[test]
+    fn a_trial_is_made_where_nothing_is_remembered_or_it_is_to_be_fresh() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("probe");
+        let failed = || Ok(End::Failed("busy".to_owned()));
+        let ask = |now, fresh, boot: &dyn Fn() -> anyhow::Result<End>| recall(Some(&file), "key", now, fresh, boot);
+        let no_trial = || -> anyhow::Result<End> { panic!("a trial") };
+
+        let error = ask(NOW, false, &|| anyhow::bail!("does not build")).unwrap_err();
+        assert!(error == "does not build" && !file.exists(), "{error}");
+        let error = ask(NOW, false, &failed).unwrap_err();
+        assert_eq!(error, "busy (remembered for a day; `cargo xtask doctor` tries anew)");
+        let error = ask(NOW, false, &no_trial).unwrap_err();
+        assert_eq!(error, "busy (0 min ago; `cargo xtask doctor` tries anew)");
+        assert_eq!(ask(NOW, true, &failed).unwrap_err(), "busy");
+        assert_eq!(ask(NOW + DAY, false, &|| Ok(End::Usable(Extension::Vmx))), Ok(Extension::Vmx));
+        assert_eq!(ask(NOW + 1000 * DAY, false, &no_trial), Ok(Extension::Vmx));
+        // What is no text at all.
+        fs::write(&file, [0xff]).unwrap();
+        assert_eq!(ask(NOW, false, &failed).unwrap_err().split(' ').next(), Some("busy"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_not_remembered() {
+        for rest in ["", "\n", "\nusable: TDX\n", "\nmaybe\n", "\nfailed: x\n", "\nfailed soon: x\n", "\nfailed 1\n"] {
+            assert_eq!(read(&format!("key-1{rest}"), "key-1", NOW), None, "{rest:?}");
         }
+        assert_eq!(read("", "key-1", NOW), None);
+        // As an earlier version wrote every failure, whoever's words it was.
+        assert_eq!(read("key-1\nnot: a trial failed: busy\n", "key-1", NOW), None);
     }
 
     #[test]

@@ -5,8 +5,12 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+
+/// Where Linux tells of its modules.
+const MODULES: &str = "/sys/module";
 
 /// The processor's virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,20 +180,14 @@ impl Facts {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let mut facts = Facts { device: open_device(), ..Facts::of_cpuinfo(&cpuinfo) };
-        let parameter = |module: &str| fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).ok();
-        facts.nested = facts.extension.and_then(|extension| parameter(extension.module()));
-        let modules = ["kvm", "kvm_intel", "kvm_amd"].map(|module| {
-            let source = read(&format!("/sys/module/{module}/srcversion"));
-            format!("{module} {} {}", source.trim(), parameter(module).unwrap_or_default().trim())
-        });
-        let processor = cpuinfo.lines().take_while(|line| !line.is_empty());
-        let lasting = ["model name", "microcode", "flags"];
-        let processor = processor.filter(|line| lasting.iter().any(|name| line.starts_with(name)));
+        let nested = |extension: Extension| format!("{MODULES}/{}/parameters/nested", extension.module());
+        facts.nested = facts.extension.and_then(|extension| fs::read_to_string(nested(extension)).ok());
         facts.identity = format!(
-            "{}{}\n{}\n{:?}",
+            "{}{}{}{}{:?}",
+            read("/proc/sys/kernel/osrelease"),
             read("/proc/sys/kernel/version"),
-            modules.join("\n"),
-            processor.collect::<Vec<_>>().join("\n"),
+            modules(Path::new(MODULES)),
+            processor(&cpuinfo),
             facts.device
         );
         facts
@@ -208,6 +206,38 @@ impl Facts {
         }
         facts
     }
+}
+
+/// KVM's modules in a directory like `/sys/module`: a line for each with what tells its build, and one for each of its
+/// parameters that this user may read, all by name.
+fn modules(directory: &Path) -> String {
+    let mut text = String::new();
+    let is_kvm = |module: &PathBuf| module.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"kvm"));
+    for module in sorted(directory).into_iter().filter(is_kvm) {
+        // A kernel that has it built in tells no build of it.
+        for file in std::iter::once(module.join("srcversion")).chain(sorted(&module.join("parameters"))) {
+            if let Ok(value) = fs::read_to_string(&file) {
+                text.push_str(&format!("{} {}\n", file.display(), value.trim()));
+            }
+        }
+    }
+    text
+}
+
+/// What is in a directory, by name; nothing where it cannot be read.
+fn sorted(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// What of `/proc/cpuinfo` lasts, of the first processor.
+fn processor(cpuinfo: &str) -> String {
+    let lasting = ["model name", "microcode", "flags", "vmx flags"];
+    let lines = cpuinfo.lines().take_while(|line| !line.is_empty());
+    let lines = lines.filter(|line| lasting.iter().any(|name| line.starts_with(name)));
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 fn open_device() -> Device {
@@ -281,6 +311,42 @@ mod tests {
         assert_eq!(opened(Errno::PERM, false), Device::Withheld);
         assert_eq!(opened(Errno::ACCESS, true), Device::Withheld);
         assert_eq!(opened(Errno::ACCESS, false), Device::Denied);
+    }
+
+    #[test]
+    fn every_parameter_of_kvms_modules_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |path: &str, value: &str| {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, value).unwrap();
+        };
+        let told = || modules(directory.path()).replace(&format!("{}/", directory.path().display()), "");
+        assert_eq!(told(), "");
+        put("kvm_intel/parameters/nested", "Y\n");
+        put("kvm_intel/parameters/ept", "Y\n");
+        put("kvm_intel/srcversion", "ABC\n");
+        put("kvm/parameters/tdp_mmu", "Y\n");
+        put("ext4/parameters/x", "1\n");
+        // As a parameter that cannot be read is.
+        fs::create_dir(directory.path().join("kvm/parameters/directory")).unwrap();
+        let lines = "kvm/parameters/tdp_mmu Y\n\
+                     kvm_intel/srcversion ABC\n\
+                     kvm_intel/parameters/ept Y\n\
+                     kvm_intel/parameters/nested Y\n";
+        assert_eq!(told(), lines);
+        put("kvm_intel/parameters/ept", "N\n");
+        assert_eq!(told(), lines.replace("ept Y", "ept N"));
+    }
+
+    #[test]
+    fn what_changes_by_itself_is_no_other_processor() {
+        let cpuinfo = "model name\t: x\nmicrocode\t: 0x1\ncpu MHz\t\t: 800\nflags\t\t: vmx\nvmx flags\t: ept\n\n";
+        let told = processor(&format!("{cpuinfo}model name\t: x\n"));
+        assert_eq!(told, processor(&cpuinfo.replace("800", "4000")));
+        for (before, after) in [(": x", ": y"), ("0x1", "0x2"), (": vmx", ": svm"), (": ept", ": vpid")] {
+            assert_ne!(told, processor(&cpuinfo.replace(before, after)), "{after}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Trials: a backend is taken to work when the probe, a small kernel, was booted on it and turned virtualization on.
 //!
-//! Owns what is remembered of them, in the cache: what the probe itself said until the emulator, or what the host says of
-//! itself, changes; any other failure for a day, as it may pass.
+//! Owns what is remembered of them, in the cache: what the probe itself said until the emulator, the probe, or what the host
+//! says of itself, changes; any other failure for a day, as it may pass.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,22 @@ const USABLE: &str = "[lamina] usable: ";
 /// The probe's line where it is not, before the reason.
 const REFUSED: &str = "[lamina] error: ";
 
+/// The sources that decide what the probe says, from the workspace's root. What else goes into it can at most keep it from
+/// coming to a word, which is not remembered for good; so a change there costs nobody a trial.
+macro_rules! deciding {
+    ($($path:literal),* $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../../../", $path)))),*]
+    };
+}
+const DECIDING: &[(&str, &[u8])] = deciding![
+    "hypervisor/probe/Cargo.toml",
+    "hypervisor/probe/src/main.rs",
+    "hypervisor/hw/src/vmx/enable.rs",
+    "hypervisor/hw/src/svm/enable.rs",
+    "hypervisor/arch/src/vmx/capabilities.rs",
+    "hypervisor/arch/src/vmx/controls.rs",
+    "hypervisor/arch/src/svm/features.rs",
+];
 /// What every line of the probe's starts with.
 const PREFIX: &str = "[lamina] ";
 /// How the first line of a bug's report goes on.
@@ -36,7 +52,7 @@ pub type Outcome = Result<Extension, String>;
 /// How a trial ended, and so how long that holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
-    /// The probe turned this on: holds until host or emulator change.
+    /// The probe turned this on: holds until host, emulator or probe change.
     Usable(Extension),
     /// The probe said why it cannot: holds as long.
     Refused(String),
@@ -56,16 +72,14 @@ impl End {
     }
 }
 
-/// Boots the probe on `backend`, unless a result for the same host and emulator is remembered and `fresh` is false.
+/// Boots the probe on `backend`, unless a result for the same host, emulator and probe is remembered and `fresh` is false.
 pub fn outcome(backend: &Backend, identity: &str, fresh: bool) -> Outcome {
     let name = backend.name();
-    let program = backend.program();
-    let key =
-        fingerprint(&[identity.as_bytes(), program_identity(program).as_bytes(), env!("CARGO_PKG_VERSION").as_bytes()]);
+    let key = key(identity, &program_identity(backend.program()), DECIDING);
     let file = paths::cache().ok().map(|cache| cache.join(format!("probe-{name}")));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     recall(file.as_deref(), &key, now, fresh, || {
-        let once = if fresh { "" } else { ": needed once, until it or this host changes" };
+        let once = if fresh { "" } else { ": needed once, until it, the probe or this host changes" };
         report::say(format_args!("trying {backend}{once}"));
         boot(backend)
     })
@@ -94,6 +108,12 @@ fn recall(
         // There was no trial, so there is nothing to remember.
         Err(error) => Err(format!("{error:#}")),
     }
+}
+
+/// What a remembered result belongs to.
+fn key(identity: &str, program: &str, probe: &[(&str, &[u8])]) -> String {
+    let probe = probe.iter().flat_map(|(path, source)| [path.as_bytes(), source]);
+    fingerprint(&[identity.as_bytes(), program.as_bytes()].into_iter().chain(probe).collect::<Vec<_>>())
 }
 
 /// Tells one build of a program from the next without starting it.
@@ -277,6 +297,27 @@ mod tests {
         assert_eq!(read("", "key-1", NOW), None);
         // As an earlier version wrote every failure, whoever's words it was.
         assert_eq!(read("key-1\nnot: a trial failed: busy\n", "key-1", NOW), None);
+    }
+
+    #[test]
+    fn another_host_emulator_or_probe_is_another_key() {
+        let known = key("host", "program", DECIDING);
+        assert_eq!(key("host", "program", DECIDING), known);
+        assert_ne!(key("host'", "program", DECIDING), known);
+        assert_ne!(key("host", "program'", DECIDING), known);
+        for changed in 0..DECIDING.len() {
+            let mut probe = DECIDING.to_vec();
+            probe[changed].1 = b"another";
+            assert_ne!(key("host", "program", &probe), known, "{}", probe[changed].0);
+        }
+    }
+
+    #[test]
+    fn the_whole_of_the_probe_counts() {
+        for entry in fs::read_dir(paths::workspace().join("hypervisor/probe/src")).unwrap() {
+            let path = format!("hypervisor/probe/src/{}", entry.unwrap().file_name().display());
+            assert!(DECIDING.iter().any(|(known, _)| *known == path), "{path} does not count");
+        }
     }
 
     #[test]

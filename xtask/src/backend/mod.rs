@@ -1,6 +1,6 @@
 //! What Lamina can be booted on, and how that is chosen.
 //!
-//! Owns the order of choice and each backend's command line. Never builds or runs anything but trials.
+//! Owns the order of choice and each backend's command line. Gets an emulator where it may, and boots nothing but trials.
 
 pub mod bochs;
 pub mod facts;
@@ -256,6 +256,15 @@ impl Host {
     /// As every command but `doctor` wants it.
     pub const USUAL: Host = Host { install: true, fresh: false };
 
+    fn emulator(self, name: Name) -> Result<Backend, Reason> {
+        match name {
+            Name::Kvm => self.qemu(Accelerator::Kvm),
+            Name::Tcg => self.qemu(Accelerator::Tcg),
+            Name::Bochs => self.bochs(Extension::Vmx),
+            Name::BochsSvm => self.bochs(Extension::Svm),
+        }
+    }
+
     fn qemu(self, accelerator: Accelerator) -> Result<Backend, Reason> {
         let find = || find_program(qemu::PROGRAM);
         let program = match find() {
@@ -288,22 +297,31 @@ impl Host {
 
 impl Probe for Host {
     fn find(&self, name: Name) -> Result<Found, Reason> {
-        let facts = Facts::of_this_host();
-        // An emulation depends on nothing of the host's but its own program.
-        let (backend, identity) = match name {
-            Name::Kvm => {
-                facts::judge(&facts)?;
-                (self.qemu(Accelerator::Kvm)?, facts.identity)
-            }
-            Name::Tcg => (self.qemu(Accelerator::Tcg)?, String::new()),
-            Name::Bochs => (self.bochs(Extension::Vmx)?, String::new()),
-            Name::BochsSvm => (self.bochs(Extension::Svm)?, String::new()),
-        };
-        match trial::outcome(&backend, &identity, self.fresh) {
-            Ok(extension) => Ok(Found { backend, extension }),
-            Err(words) => Err(Reason::Trial(words)),
-        }
+        let trial = |backend: &Backend, identity: &str| trial::outcome(backend, identity, self.fresh);
+        find(name, &Facts::of_this_host(), |name| self.emulator(name), trial)
     }
+}
+
+/// Finds out whether `name` works on a host that says `facts`: `emulator` gets what it needs, and `trial` boots the probe
+/// there, told what of the host a remembered result depends on.
+fn find(
+    name: Name,
+    facts: &Facts,
+    emulator: impl FnOnce(Name) -> Result<Backend, Reason>,
+    trial: impl FnOnce(&Backend, &str) -> trial::Outcome,
+) -> Result<Found, Reason> {
+    let identity = match name {
+        Name::Kvm => {
+            // Before an emulator is installed that would be of no use.
+            facts::judge(facts)?;
+            facts.identity.as_str()
+        }
+        // An emulation depends on nothing of the host's but its own program.
+        Name::Tcg | Name::Bochs | Name::BochsSvm => "",
+    };
+    let backend = emulator(name)?;
+    let extension = trial(&backend, identity).map_err(Reason::Trial)?;
+    Ok(Found { backend, extension })
 }
 
 #[cfg(test)]
@@ -318,35 +336,43 @@ mod tests {
         bochs: bool,
     }
 
-    impl Probe for Recorded {
-        fn find(&self, name: Name) -> Result<Found, Reason> {
+    impl Recorded {
+        fn emulator(&self, name: Name) -> Result<Backend, Reason> {
             let absent = |there: bool, what: &str| {
                 if there { Ok(()) } else { Err(Reason::Absent(format!("{what} is not installed"))) }
             };
             let qemu = |accelerator| Backend::Qemu(Qemu { program: "qemu".into(), accelerator });
+            let bochs = |extension| Backend::Bochs(bochs::tests::any(extension));
             match name {
-                Name::Kvm => {
-                    facts::judge(&self.facts)?;
-                    absent(self.qemu, "QEMU")?;
-                    let extension = self.trial.map_err(|words| Reason::Trial(words.to_owned()))?;
-                    Ok(Found { backend: qemu(Accelerator::Kvm), extension })
-                }
-                Name::Tcg => {
-                    absent(self.qemu, "QEMU")?;
-                    Ok(Found { backend: qemu(Accelerator::Tcg), extension: Extension::Svm })
-                }
-                Name::Bochs | Name::BochsSvm => {
-                    absent(self.bochs, "Bochs")?;
-                    let extension = if name == Name::Bochs { Extension::Vmx } else { Extension::Svm };
-                    Ok(Found { backend: Backend::Bochs(bochs::tests::any(extension)), extension })
-                }
+                Name::Kvm => absent(self.qemu, "QEMU").map(|()| qemu(Accelerator::Kvm)),
+                Name::Tcg => absent(self.qemu, "QEMU").map(|()| qemu(Accelerator::Tcg)),
+                Name::Bochs => absent(self.bochs, "Bochs").map(|()| bochs(Extension::Vmx)),
+                Name::BochsSvm => absent(self.bochs, "Bochs").map(|()| bochs(Extension::Svm)),
             }
+        }
+
+        fn trial(&self, backend: &Backend, identity: &str) -> trial::Outcome {
+            let depends = if backend.name() == Name::Kvm { self.facts.identity.as_str() } else { "" };
+            assert_eq!(identity, depends, "{backend}");
+            match backend.name() {
+                Name::Kvm => self.trial.map_err(str::to_owned),
+                Name::Bochs => Ok(Extension::Vmx),
+                Name::Tcg | Name::BochsSvm => Ok(Extension::Svm),
+            }
+        }
+    }
+
+    impl Probe for Recorded {
+        fn find(&self, name: Name) -> Result<Found, Reason> {
+            let trial = |backend: &Backend, identity: &str| self.trial(backend, identity);
+            find(name, &self.facts, |name| self.emulator(name), trial)
         }
     }
 
     fn nested(extension: Extension) -> Facts {
         let nested = Some("Y\n".to_owned());
-        Facts { extension: Some(extension), nested, device: facts::Device::Opens, ..Facts::default() }
+        let identity = "Linux 6.1".to_owned();
+        Facts { extension: Some(extension), nested, device: facts::Device::Opens, identity, ..Facts::default() }
     }
 
     fn intel() -> Recorded {
@@ -395,6 +421,16 @@ mod tests {
         for part in ["no kvm: ", "no bochs: ", "no tcg: QEMU is not installed"] {
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn nothing_is_installed_or_tried_for_a_kvm_that_is_switched_off() {
+        let off = Facts { nested: Some("N".into()), ..nested(Extension::Vmx) };
+        let found = find(Name::Kvm, &off, |_| panic!("an emulator is asked for"), |_, _| panic!("a trial"));
+        assert_eq!(found.unwrap_err(), Reason::NestingOff(Extension::Vmx));
+        let absent = |_| Err(Reason::Absent("no QEMU".into()));
+        let found = find(Name::Kvm, &nested(Extension::Vmx), absent, |_, _| panic!("a trial"));
+        assert_eq!(found.unwrap_err(), Reason::Absent("no QEMU".into()));
     }
 
     #[test]

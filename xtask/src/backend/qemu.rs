@@ -114,13 +114,26 @@ mod tests {
             assert!(kvm.contains(part), "{part} is not in: {kvm}");
         }
         assert!(!kvm.contains("icount") && !kvm.contains("-bios"), "{kvm}");
+        // The watchdog's non-maskable interrupts come from KVM's 8254, which else waits for an end of the last one.
+        assert!(kvm.contains("-global kvm-pit.lost_tick_policy=discard"), "{kvm}");
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(tcg.contains("-accel tcg -cpu EPYC ") && tcg.contains("-icount shift=3"), "{tcg}");
+        assert!(!tcg.contains("kvm-pit") && tcg.contains("isa-debug-exit") && !tcg.contains("-monitor"), "{tcg}");
         machine.interactive = true;
         machine.uefi = Some("/ovmf".into());
         machine.processor_options = Some(",svm=off".to_owned());
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(!tcg.contains("icount"), "a person's time is the wall's: {tcg}");
         assert!(tcg.contains("-bios /ovmf") && tcg.contains("-cpu EPYC,svm=off "), "{tcg}");
+    }
+
+    #[test]
+    fn a_machine_with_a_monitor_stays_for_its_last_picture() {
+        let machine = Machine { monitor: Some("/d,e/monitor".into()), ..Machine::default() };
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let line = line(accelerator, &machine);
+            assert!(line.contains("-monitor unix:/d,,e/monitor,server=on,wait=off"), "{line}");
+            assert!(!line.contains("isa-debug-exit"), "{line}");
+        }
     }
 }

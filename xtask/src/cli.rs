@@ -85,6 +85,16 @@ mod tests {
     }
 
     #[test]
+    fn the_help_of_run_names_what_is_tried() {
+        let cli = Cli::command();
+        let on =
+            cli.find_subcommand("run").unwrap().get_arguments().find(|argument| argument.get_id() == "on").unwrap();
+        let [first, second, third] = Name::TRIED;
+        let help = on.get_help().unwrap().to_string();
+        assert!(help.contains(&format!("the first of {first}, {second} and {third} that works")), "{help}");
+    }
+
+    #[test]
     fn what_is_refused_is_a_usage_error() {
         let missing = ConfigError::Missing { file: "f".into(), key: "k".into(), reason: "r".into() };
         assert_eq!(status(&missing.into()), ExitCode::from(2));

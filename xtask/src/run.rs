@@ -25,7 +25,7 @@ pub struct Arguments {
     /// The machines to boot
     #[arg(long, value_name = "FILE", default_value_os_t = session::default_config())]
     pub config: PathBuf,
-    /// What to boot on; by default the first of kvm and bochs that works here
+    /// What to boot on; by default the first of kvm, bochs and tcg that works here
     #[arg(long, value_name = "BACKEND")]
     pub on: Option<Name>,
     /// Processors of the machine

@@ -43,16 +43,35 @@ fn report(facts: &Facts, results: &[(Name, Result<Found, Reason>)]) -> Vec<Strin
             }
         }
     }
-    let chosen = Name::TRIED.iter().find(|tried| {
-        let works = |(name, result): &(Name, Result<Found, Reason>)| name == *tried && result.is_ok();
-        results.iter().any(works)
-    });
-    lines.push(match chosen {
-        Some(Name::Kvm) => "chosen: kvm, the fastest there is".to_owned(),
-        Some(name) => format!("chosen: {name}; kvm would be faster by far"),
-        None => "chosen: nothing works yet; `cargo xtask run` installs what it can".to_owned(),
-    });
+    lines.push(chosen(results));
     lines
+}
+
+/// What `cargo xtask run` takes by itself: of the emulators that are there, and, as it gets one that is missing, what that
+/// changes. Scripts rely on how the line begins.
+fn chosen(results: &[(Name, Result<Found, Reason>)]) -> String {
+    let (mut works, mut first) = (None, None);
+    for name in Name::TRIED {
+        match results.iter().find(|(other, _)| *other == name).map(|(_, result)| result) {
+            Some(Ok(_)) => {
+                works = Some(name);
+                break;
+            }
+            Some(Err(Reason::NotYet { how, .. })) if first.is_none() => first = Some((name, how)),
+            _ => {}
+        }
+    }
+    match (works, first) {
+        (Some(name), Some((other, how))) => {
+            format!("chosen: {name} as things are; `cargo xtask run` {how} first and takes {other} if that works")
+        }
+        (Some(Name::Kvm), None) => "chosen: kvm, the fastest there is".to_owned(),
+        (Some(name), None) => format!("chosen: {name}; kvm would be faster by far"),
+        (None, Some((other, how))) => {
+            format!("chosen: nothing works yet; `cargo xtask run` {how} first and takes {other} if that works")
+        }
+        (None, None) => "chosen: nothing that `cargo xtask run` takes by itself works here".to_owned(),
+    }
 }
 
 fn processor(facts: &Facts) -> String {
@@ -76,7 +95,7 @@ fn device(facts: &Facts) -> String {
 /// What the user can do.
 fn advice(name: Name, reason: &Reason) -> Option<String> {
     reason.advice().or_else(|| match reason {
-        Reason::Absent(_) => Some(format!("`cargo xtask run --on {name}` installs what is missing, where it can")),
+        Reason::NotYet { how, .. } => Some(format!("`cargo xtask run --on {name}` {how}, where it can")),
         Reason::Trial(_) if name == Name::Kvm => Some(
             "update this host's Linux and QEMU, or look for nesting in the settings of what this host runs on"
                 .to_owned(),
@@ -97,12 +116,16 @@ mod tests {
         Ok(Found { backend, extension: Extension::Svm })
     }
 
+    fn not_yet(what: &str, how: &'static str) -> Result<Found, Reason> {
+        Err(Reason::NotYet { what: what.to_owned(), how })
+    }
+
     #[test]
     fn a_host_without_virtualization_is_told_why_and_what_is_chosen() {
         let facts = Facts { inside: true, device: Device::Opens, ..Facts::default() };
         let results = [
             (Name::Kvm, Err(Reason::NoExtension { inside: true })),
-            (Name::Bochs, Err(Reason::Absent("Bochs is not built yet".into()))),
+            (Name::Bochs, not_yet("Bochs is not built yet", "builds Bochs")),
             (Name::Tcg, works(Accelerator::Tcg)),
         ];
         let text = report(&facts, &results).join("\n");
@@ -110,11 +133,52 @@ mod tests {
             "processor: it shows neither VMX (VT-x) nor SVM (AMD-V), and it is that of a virtual machine",
             "/dev/kvm: it opens, which alone proves nothing",
             "kvm: this host is a virtual machine to which neither VMX nor SVM is passed on\n    to change that: have nested",
-            "bochs: Bochs is not built yet\n    to change that: `cargo xtask run --on bochs`",
+            "bochs: Bochs is not built yet\n    to change that: `cargo xtask run --on bochs` builds Bochs, where it can",
             "tcg: works, with SVM (/usr/bin/qemu)",
-            "chosen: tcg; kvm would be faster by far",
+            "\nchosen: tcg as things are; `cargo xtask run` builds Bochs first and takes bochs if that works",
         ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_run_takes_is_chosen_and_what_it_gets_before_that_is_told() {
+        let none = || Err(Reason::NoExtension { inside: false });
+        let built = || {
+            let bochs = crate::backend::bochs::tests::any(Extension::Vmx);
+            Ok(Found { backend: Backend::Bochs(bochs), extension: Extension::Vmx })
+        };
+        let no_qemu = || not_yet("QEMU is not installed", "installs QEMU");
+        let no_bochs = || not_yet("Bochs is not built yet", "builds Bochs");
+        // With `LAMINA_BOCHS` naming what is not there, `run` builds nothing.
+        let wrong = || Err(Reason::Absent("LAMINA_BOCHS=/x: no such file".into()));
+        for (kvm, bochs, tcg, line) in [
+            (works(Accelerator::Kvm), no_bochs(), works(Accelerator::Tcg), "kvm, the fastest there is"),
+            (none(), built(), works(Accelerator::Tcg), "bochs; kvm would be faster by far"),
+            (none(), built(), no_qemu(), "bochs; kvm would be faster by far"),
+            (none(), wrong(), works(Accelerator::Tcg), "tcg; kvm would be faster by far"),
+            (
+                no_qemu(),
+                built(),
+                no_qemu(),
+                "bochs as things are; `cargo xtask run` installs QEMU first and takes kvm if that works",
+            ),
+            (
+                none(),
+                no_bochs(),
+                no_qemu(),
+                "nothing works yet; `cargo xtask run` builds Bochs first and takes bochs if that works",
+            ),
+            (
+                no_qemu(),
+                no_bochs(),
+                no_qemu(),
+                "nothing works yet; `cargo xtask run` installs QEMU first and takes kvm if that works",
+            ),
+            (none(), wrong(), wrong(), "nothing that `cargo xtask run` takes by itself works here"),
+        ] {
+            let results = [(Name::Kvm, kvm), (Name::Bochs, bochs), (Name::Tcg, tcg)];
+            assert_eq!(chosen(&results), format!("chosen: {line}"), "{results:?}");
         }
     }
 
@@ -134,6 +198,6 @@ mod tests {
         let results = [(Name::Kvm, Err(Reason::Trial("failed to set MSR 0x10a".into())))];
         let text = report(&Facts::default(), &results).join("\n");
         assert!(text.contains("kvm: failed to set MSR 0x10a\n    to change that: update"), "{text}");
-        assert!(text.contains("chosen: nothing works yet"), "{text}");
+        assert!(text.contains("chosen: nothing that"), "{text}");
     }
 }

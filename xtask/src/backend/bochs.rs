@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::facts::Extension;
+use super::facts::{Extension, Reason};
 use super::{Machine, log, opinion};
 use crate::paths::find_program;
 use crate::report;
@@ -97,16 +97,20 @@ pub fn cannot_look_on() -> Option<String> {
 /// Finds a Bochs that is there already.
 ///
 /// # Errors
-/// There is none.
-pub fn find_installed() -> Result<Bochs> {
+/// There is none: [`Reason::NotYet`] where [`find`] would get one, else [`Reason::Absent`].
+pub fn find_installed() -> Result<Bochs, Reason> {
+    let absent = |error: anyhow::Error| Reason::Absent(format!("{error:#}"));
     match std::env::var(VARIABLE).as_deref() {
-        Ok("packaged") if is_packaged() => packaged(),
-        Ok("packaged") => bail!("Bochs is not installed (Debian's packages {})", PACKAGES.join(" ")),
-        Err(_) | Ok("" | "built") => match setup::bochs::built()? {
-            Some(program) => bochs(program),
-            None => bail!("Bochs is not built yet; the first run on it does that"),
+        Ok("packaged") if is_packaged() => packaged().map_err(absent),
+        Ok("packaged") => {
+            let what = format!("Bochs is not installed (Debian's packages {})", PACKAGES.join(" "));
+            Err(Reason::NotYet { what, how: "installs Bochs" })
+        }
+        Err(_) | Ok("" | "built") => match setup::bochs::built().map_err(absent)? {
+            Some(program) => bochs(program).map_err(absent),
+            None => Err(Reason::NotYet { what: "Bochs is not built yet".to_owned(), how: "builds Bochs" }),
         },
-        Ok(_) => find(),
+        Ok(_) => find().map_err(absent),
     }
 }
 
@@ -239,7 +243,7 @@ fn quoted(path: &Path) -> Result<String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A Bochs that is not there.

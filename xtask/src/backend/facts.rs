@@ -96,7 +96,14 @@ pub enum Reason {
     Withheld,
     /// `/dev/kvm` does not open, in the system's words.
     DeviceFails(String),
-    /// The emulator is not there, and why it was not installed.
+    /// The emulator is not there, but would be if it might be installed or built now.
+    NotYet {
+        /// What is not there.
+        what: String,
+        /// What a command does that may: follows its name.
+        how: &'static str,
+    },
+    /// The emulator cannot be had, and why.
     Absent(String),
     /// A trial failed: what was said.
     Trial(String),
@@ -117,7 +124,7 @@ impl fmt::Display for Reason {
             Reason::Denied => write!(f, "this user may not open /dev/kvm"),
             Reason::Withheld => write!(f, "nobody may open /dev/kvm here, root included"),
             Reason::DeviceFails(words) => write!(f, "/dev/kvm does not open: {words}"),
-            Reason::Absent(words) | Reason::Trial(words) => f.write_str(words),
+            Reason::NotYet { what: words, .. } | Reason::Absent(words) | Reason::Trial(words) => f.write_str(words),
         }
     }
 }
@@ -151,7 +158,7 @@ impl Reason {
             Reason::Withheld => {
                 "have /dev/kvm passed on to this container (docker and podman: --device /dev/kvm)".to_owned()
             }
-            Reason::DeviceFails(_) | Reason::Absent(_) | Reason::Trial(_) => return None,
+            Reason::DeviceFails(_) | Reason::NotYet { .. } | Reason::Absent(_) | Reason::Trial(_) => return None,
         })
     }
 }

@@ -270,8 +270,8 @@ impl Host {
         let program = match find() {
             Some(program) => program,
             None if !self.install => {
-                let words = format!("QEMU is not installed (Debian's package {})", qemu::PACKAGE);
-                return Err(Reason::Absent(words));
+                let what = format!("QEMU is not installed (Debian's package {})", qemu::PACKAGE);
+                return Err(Reason::NotYet { what, how: "installs QEMU" });
             }
             None => {
                 let why = match accelerator {
@@ -287,11 +287,9 @@ impl Host {
     }
 
     fn bochs(self, extension: Extension) -> Result<Backend, Reason> {
-        let found = if self.install { bochs::find() } else { bochs::find_installed() };
-        match found {
-            Ok(bochs) => Ok(Backend::Bochs(bochs::Bochs { extension, ..bochs })),
-            Err(error) => Err(Reason::Absent(format!("{error:#}"))),
-        }
+        let absent = |error: anyhow::Error| Reason::Absent(format!("{error:#}"));
+        let found = if self.install { bochs::find().map_err(absent) } else { bochs::find_installed() };
+        found.map(|bochs| Backend::Bochs(bochs::Bochs { extension, ..bochs }))
     }
 }
 

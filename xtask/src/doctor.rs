@@ -1,6 +1,7 @@
 //! `cargo xtask doctor`: what this host offers to boot on, and what the user can do for something faster.
 //!
-//! Tries everything anew and installs nothing.
+//! Tries everything anew. Installs and builds no emulator; to try one that is there it needs the probe's image, and gets what
+//! that takes (the Rust target, the image builder and its compiler, Bochs' firmware) where it is not there.
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -32,6 +32,7 @@ mod hello_status;
 mod hog;
 mod hog_beside_ticker;
 mod ipxe;
+mod large_memory;
 mod lazy;
 mod memtest_ia32;
 mod memtest_x64;
@@ -96,6 +97,7 @@ fn main() {
         refused_processor::SCENARIO,
         uefi::SCENARIO,
         lazy::SCENARIO,
+        large_memory::SCENARIO,
         demo::SCENARIO,
         seabios::SCENARIO,
         ipxe::SCENARIO,

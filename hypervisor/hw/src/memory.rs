@@ -16,11 +16,13 @@ use spin::{Mutex, Once};
 /// is asked for its own map at the same address, so that pointers live through the change of page tables.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 /// Length of the address range kept for the direct map. Unit: bytes.
-pub const DIRECT_MAP_SIZE: u64 = 16 << 40;
+pub const DIRECT_MAP_SIZE: u64 = 64 << 40;
 /// Below this, memory belongs to firmware (and, one day, to the start-up code of other processors).
 const LOW_MEMORY: Hpa = Hpa(1 << 20);
 /// The heap, on a machine that has room for it. Unit: bytes.
 const HEAP_SIZE: u64 = 32 << 20;
+/// On a machine with much memory, the heap is this part of it: the lists of frames are on it.
+const HEAP_SHARE: u64 = 1 << 12;
 /// The least heap that bring-up gets along with. Unit: bytes.
 const HEAP_LEAST: u64 = 4 << 20;
 
@@ -55,59 +57,72 @@ impl Region {
         let end = self.end.align_down(PAGE_4K);
         (start < end).then_some((start, end))
     }
+
+    /// The pages that nobody may have for a part of it: start and end, or `None` where it is usable.
+    fn taken(&self) -> Option<(Hpa, Hpa)> {
+        let end = self.end.checked_add(PAGE_4K - 1).unwrap_or(self.end).align_down(PAGE_4K);
+        (self.kind != RegionKind::Usable && self.start < self.end).then_some((self.start.align_down(PAGE_4K), end))
+    }
 }
 
 /// Chooses the heap: the start of the largest usable region, at a multiple of 2 MiB so that what follows keeps that
 /// alignment. Returns its address and length (unit: bytes), or `None` on a machine too small to start on.
-pub fn choose_heap(regions: impl Iterator<Item = Region>) -> Option<(Hpa, u64)> {
-    let usable = regions.filter(|r| r.kind == RegionKind::Usable);
-    let (start, end) = usable.filter_map(|r| r.pages_above(LOW_MEMORY)).max_by_key(|&(start, end)| end - start)?;
+pub fn choose_heap(regions: impl Iterator<Item = Region> + Clone) -> Option<(Hpa, u64)> {
+    let usable = regions.clone().filter(|r| r.kind == RegionKind::Usable);
+    let pages = usable.filter_map(|r| r.pages_above(LOW_MEMORY));
+    let all = pages.clone().fold(0u64, |all, (start, end)| all.saturating_add(end - start));
+    let free = pages.map(|run| largest_free(run, regions.clone()));
+    let (start, end) = free.max_by_key(|&(start, end)| end - start)?;
     let start = start.checked_add(PAGE_2M - 1)?.align_down(PAGE_2M);
     let room = end.0.checked_sub(start.0)?;
-    let length = HEAP_SIZE.min(((room / 4) & !(PAGE_2M - 1)).max(HEAP_LEAST));
+    let wanted = HEAP_SIZE.max(all / HEAP_SHARE & !(PAGE_2M - 1));
+    let length = wanted.min(((room / 4) & !(PAGE_2M - 1)).max(HEAP_LEAST));
     (length <= room).then_some((start, length))
 }
 
-/// The memory that virtual machines may have: every usable page above 1 MiB but the heap's. Address and length (unit:
-/// bytes, a multiple of 4096), ascending, disjoint, adjacent regions as one: UEFI's maps have many.
+/// A large part of `run` that no region but usable ones has: firmware's maps can overlap, and then what is not usable counts.
+fn largest_free(run: (Hpa, Hpa), regions: impl Iterator<Item = Region>) -> (Hpa, Hpa) {
+    regions.filter_map(|r| r.taken()).fold(run, |(start, end), (first, last)| {
+        let (below, above) = ((start, first.clamp(start, end)), (last.clamp(start, end), end));
+        match () {
+            () if last <= start || end <= first => (start, end),
+            () if below.1 - below.0 < above.1 - above.0 => above,
+            () => below,
+        }
+    })
+}
+
+/// The memory that virtual machines may have: every usable page above 1 MiB but the heap's, and but those that another
+/// region has too. Address and length (unit: bytes, a multiple of 4096), ascending, disjoint, adjacent regions as one:
+/// UEFI's maps have many.
 pub fn pool(regions: &[Region], heap: (Hpa, u64)) -> Vec<(Hpa, u64)> {
-    let (heap_start, heap_end) = (heap.0, heap.0 + heap.1);
-    let mut pool = Vec::new();
-    let mut add = |start: Hpa, end: Hpa| {
-        if start < end {
-            pool.push((start, end - start));
+    let usable = regions.iter().filter(|r| r.kind == RegionKind::Usable);
+    let usable = merged(usable.filter_map(|r| r.pages_above(LOW_MEMORY)));
+    let heap = (heap.0, heap.0 + heap.1);
+    let taken = merged(regions.iter().filter_map(Region::taken).chain([heap]));
+    let taken: Vec<_> = taken.iter().map(|&(start, end)| (start, end - start)).collect();
+    without(&usable, &taken).iter().map(|&(start, end)| (start, end - start)).collect()
+}
+
+/// `runs` (start and end) ascending and disjoint, neighbours as one.
+fn merged(runs: impl Iterator<Item = (Hpa, Hpa)>) -> Vec<(Hpa, Hpa)> {
+    let mut runs: Vec<_> = runs.collect();
+    runs.sort_unstable();
+    runs.dedup_by(|next, last| {
+        let joins = next.0 <= last.1;
+        if joins {
+            last.1 = last.1.max(next.1);
         }
-    };
-    for region in regions.iter().filter(|r| r.kind == RegionKind::Usable) {
-        let Some((start, end)) = region.pages_above(LOW_MEMORY) else { continue };
-        add(start, end.min(heap_start));
-        add(start.max(heap_end), end);
-    }
-    pool.sort_unstable();
-    pool.dedup_by(|next, last| {
-        let adjacent = last.0 + last.1 == next.0;
-        if adjacent {
-            last.1 += next.1;
-        }
-        adjacent
+        joins
     });
-    pool
+    runs
 }
 
 /// What the direct map holds: all whole pages of memory but the first and those of `pool`, adjacent regions as one. Address
 /// and end, ascending, disjoint.
 pub fn ram(regions: &[Region], pool: &[(Hpa, u64)]) -> Vec<(Hpa, Hpa)> {
     let of_memory = regions.iter().filter(|r| r.kind != RegionKind::Other);
-    let mut runs: Vec<_> = of_memory.filter_map(|r| r.pages_above(Hpa(PAGE_4K))).collect();
-    runs.sort_unstable();
-    let mut merged: Vec<(Hpa, Hpa)> = Vec::new();
-    for (start, end) in runs {
-        match merged.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((start, end)),
-        }
-    }
-    without(&merged, pool)
+    without(&merged(of_memory.filter_map(|r| r.pages_above(Hpa(PAGE_4K)))), pool)
 }
 
 /// `regions` without `pool`; both ascending and disjoint.
@@ -344,6 +359,38 @@ mod tests {
         assert_eq!(choose_heap(core::iter::once(region(MIB, 5 * MIB, RegionKind::Usable))), None);
         assert_eq!(choose_heap(core::iter::empty()), None);
         assert_eq!(choose_heap(core::iter::once(region(u64::MAX - 8, u64::MAX, RegionKind::Usable))), None);
+    }
+
+    #[test]
+    fn a_large_machine_gets_a_large_heap() {
+        let mut regions = pc(256 * MIB);
+        regions.push(region(1 << 32, 3 << 40, RegionKind::Usable));
+        let (start, length) = choose_heap(regions.iter().copied()).unwrap();
+        assert_eq!(start, Hpa(1 << 32));
+        assert!((760 * MIB..=768 * MIB).contains(&length), "{length:#x}");
+    }
+
+    #[test]
+    fn what_another_region_has_too_is_not_usable() {
+        let mut regions = vec![region(MIB, 256 * MIB, RegionKind::Usable)];
+        for (start, end, kind) in [
+            (160 * MIB, 256 * MIB, RegionKind::Other),
+            (8 * MIB + 10, 8 * MIB + 20, RegionKind::InUse),
+            (64 * MIB, 64 * MIB + 1, RegionKind::Acpi),
+        ] {
+            regions.push(region(start, end, kind));
+        }
+        let (start, length) = choose_heap(regions.iter().copied()).unwrap();
+        assert_eq!((start, length), (Hpa(66 * MIB), 22 * MIB));
+        assert_eq!(
+            pool(&regions, (start, length)),
+            [
+                (Hpa(MIB), 7 * MIB),
+                (Hpa(8 * MIB + PAGE_4K), 56 * MIB - PAGE_4K),
+                (Hpa(64 * MIB + PAGE_4K), 2 * MIB - PAGE_4K),
+                (Hpa(88 * MIB), 72 * MIB),
+            ]
+        );
     }
 
     #[test]

@@ -27,14 +27,13 @@ use x86_64::{PhysAddr, VirtAddr};
 use crate::memory::{DIRECT_MAP, HostPage, direct};
 
 /// Stacks are here. The loader is asked to put the boot stack at the start.
-pub const STACKS: u64 = 0xffff_9000_0000_0000;
+pub const STACKS: u64 = 0xffff_d000_0000_0000;
 /// Stacks other than the boot stack, from here on.
 const MORE_STACKS: u64 = STACKS + PAGE_1G;
 /// Registers of devices are here.
-pub const DEVICES: u64 = 0xffff_a000_0000_0000;
-
+pub const DEVICES: u64 = 0xffff_e000_0000_0000;
 /// Windows to memory that VMs may have are here.
-pub const WINDOWS: u64 = 0xffff_b000_0000_0000;
+pub const WINDOWS: u64 = 0xffff_f000_0000_0000;
 
 const DATA: Flags = Flags::PRESENT.union(Flags::WRITABLE).union(Flags::NO_EXECUTE).union(Flags::GLOBAL);
 const CONSTANT: Flags = Flags::PRESENT.union(Flags::NO_EXECUTE).union(Flags::GLOBAL);

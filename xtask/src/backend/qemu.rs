@@ -37,6 +37,9 @@ pub struct Qemu {
     pub accelerator: Accelerator,
 }
 
+/// A machine with more memory than this may have more than the host. Unit: bytes.
+const MUCH_MEMORY: u64 = 16 << 30;
+
 impl Qemu {
     /// The command that runs a machine.
     pub fn command(&self, machine: &Machine) -> Command {
@@ -69,6 +72,11 @@ impl Qemu {
         if self.accelerator == Accelerator::Kvm {
             // Else the 8254 waits for the end of its last interrupt, of which a non-maskable one has none.
             command.args(["-global", "kvm-pit.lost_tick_policy=discard"]);
+        }
+        if *memory > MUCH_MEMORY {
+            // More than the host may have: what the machine does not touch, it need not.
+            let ram = format!("memory-backend-ram,id=ram,size={}M,reserve=off", memory >> 20);
+            command.args(["-object", &ram, "-machine", "memory-backend=ram"]);
         }
         if let Some(firmware) = &machine.uefi {
             command.arg("-bios").arg(firmware);
@@ -113,17 +121,20 @@ mod tests {
         for part in ["-accel kvm -cpu host ", "-m 512M", "-smp 3", "file=/a,,b", "port=99", "isa-debug-exit"] {
             assert!(kvm.contains(part), "{part} is not in: {kvm}");
         }
-        assert!(!kvm.contains("icount") && !kvm.contains("-bios"), "{kvm}");
+        assert!(!kvm.contains("icount") && !kvm.contains("-bios") && !kvm.contains("reserve"), "{kvm}");
         // The watchdog's non-maskable interrupts come from KVM's 8254, which else waits for an end of the last one.
         assert!(kvm.contains("-global kvm-pit.lost_tick_policy=discard"), "{kvm}");
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(tcg.contains("-accel tcg -cpu EPYC ") && tcg.contains("-icount shift=3"), "{tcg}");
         assert!(!tcg.contains("kvm-pit") && tcg.contains("isa-debug-exit") && !tcg.contains("-monitor"), "{tcg}");
         machine.interactive = true;
+        machine.memory = 300 << 30;
         machine.uefi = Some("/ovmf".into());
         machine.processor_options = Some(",svm=off".to_owned());
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(!tcg.contains("icount"), "a person's time is the wall's: {tcg}");
+        let ram = "-object memory-backend-ram,id=ram,size=307200M,reserve=off -machine memory-backend=ram";
+        assert!(tcg.contains("-m 307200M ") && tcg.contains(ram), "{tcg}");
         assert!(tcg.contains("-bios /ovmf") && tcg.contains("-cpu EPYC,svm=off "), "{tcg}");
     }
 

@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use lamina_arch::addr::{Hpa, PAGE_4K};
+use lamina_arch::addr::{Hpa, PAGE_2M, PAGE_4K};
 
 use super::{FramePool, FrameSize};
 
@@ -82,9 +82,9 @@ impl<'a> Census<'a> {
     /// The frames that are taken and that nobody has claimed: the first, and how many of 4 KiB. `None` where there are
     /// none.
     pub fn lost(&self) -> Option<(Hpa, u64)> {
-        let mut lost: Option<(Hpa, u64)> = None;
-        self.each_lost(|at| lost.get_or_insert((at, 0)).1 += 1);
-        lost
+        let mut lost: Option<((usize, usize), u64)> = None;
+        self.each_lost(|block, frame| lost.get_or_insert(((block, frame), 0)).1 += 1);
+        lost.map(|((block, frame), count)| (self.pool.address_of(block) + frame as u64 * PAGE_4K, count))
     }
 
     /// The same frames. `None` where the heap has no room for a bit for each frame of the pool.
@@ -92,21 +92,28 @@ impl<'a> Census<'a> {
         let mut bits = Vec::new();
         bits.try_reserve_exact(self.accounted.len()).ok()?;
         bits.resize(self.accounted.len(), [0; 8]);
-        self.each_lost(|at| {
-            if let Some((block, frame)) = self.pool.locate(at.0) {
-                bits[block][frame / 64] |= 1 << (frame % 64);
-            }
-        });
+        self.each_lost(|block, frame| bits[block][frame / 64] |= 1 << (frame % 64));
         Some(FrameSet { bits })
     }
 
-    fn each_lost(&self, mut tell: impl FnMut(Hpa)) {
+    /// Tells the block of each, and its number there. Block by block: a large machine has some hundred million frames.
+    fn each_lost(&self, mut tell: impl FnMut(usize, usize)) {
         for &(start, end) in &self.pool.regions {
-            for at in (start..end).step_by(4096) {
-                let Some((block, frame)) = self.pool.locate(at) else { continue };
-                if self.accounted[block][frame / 64] & 1 << (frame % 64) == 0 {
-                    tell(Hpa(at));
+            let mut at = start;
+            while at < end {
+                let next = ((at / PAGE_2M + 1) * PAGE_2M).min(end);
+                if let Some((block, first)) = self.pool.locate(at)
+                    && self.accounted[block] != [u64::MAX; 8]
+                {
+                    let words = &self.accounted[block];
+                    // Within a block, so it fits.
+                    let count = ((next - at) / PAGE_4K) as usize;
+                    let frames = first..first + count;
+                    for frame in frames.filter(|frame| words[frame / 64] & 1 << (frame % 64) == 0) {
+                        tell(block, frame);
+                    }
                 }
+                at = next;
             }
         }
     }
@@ -162,8 +169,6 @@ impl FrameSet {
 
 #[cfg(test)]
 mod tests {
-    use lamina_arch::addr::PAGE_2M;
-
     use super::*;
 
     #[test]

@@ -8,6 +8,7 @@ use core::arch::naked_asm;
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::registers::debug::Dr7;
+use x86_64::registers::model_specific::GsBase;
 use x86_64::registers::rflags::RFlags;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
@@ -145,17 +146,30 @@ fn is_carried_over(frame: &TrapFrame) -> bool {
 /// The table, the same for all processors.
 static IDT: Once<InterruptDescriptorTable> = Once::new();
 
-/// Loads the table on this processor, after [`gdt::init`].
-pub fn init() {
-    IDT.call_once(table).load();
+/// The one before, whose handlers run by the loader's code segment and on the stack that is in use.
+static EARLY: Once<InterruptDescriptorTable> = Once::new();
+
+/// First of all: interrupts off, whatever the loader left, and a table in which exceptions are told. Until [`init`], only
+/// a stack that overflows ends the machine without a word.
+pub fn init_early() {
+    x86_64::instructions::interrupts::disable();
+    // So that nobody takes what firmware left for this processor's structure.
+    GsBase::write(VirtAddr::zero());
+    EARLY.call_once(|| table(false)).load();
 }
 
-fn table() -> InterruptDescriptorTable {
+/// Loads the table on this processor, after [`gdt::init`].
+pub fn init() {
+    IDT.call_once(|| table(true)).load();
+}
+
+/// The table, for the code segment that is loaded; `has_stacks`: and for the stacks of [`gdt::init`].
+fn table(has_stacks: bool) -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
     let stubs = VirtAddr::from_ptr(vector_stubs as *const ());
     // SAFETY, for every block of this macro: the stub saves and restores everything as the processor's frame for this
-    // vector, with or without error code, demands. A stack index belongs to this vector alone, and `gdt::init` has
-    // given it a stack.
+    // vector, with or without error code, demands. A stack index belongs to this vector alone, and is set only where
+    // `gdt::init` has given it a stack.
     macro_rules! entry {
         ($entry:expr, $vector:expr) => {
             // SAFETY: see above.
@@ -163,8 +177,10 @@ fn table() -> InterruptDescriptorTable {
         };
         ($entry:expr, $vector:expr, $stack:expr) => {{
             let options = entry!($entry, $vector);
-            // SAFETY: see above.
-            unsafe { options.set_stack_index($stack) }
+            if has_stacks {
+                // SAFETY: see above.
+                unsafe { options.set_stack_index($stack) };
+            }
         }};
     }
     entry!(idt.divide_error, 0);

@@ -34,6 +34,7 @@ pub struct Ready {
 
 /// Brings the machine up. What makes it unfit is told in one line, and ends it.
 pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready {
+    idt::init_early();
     serial::init();
     let framebuffer = framebuffer(boot);
     if let Some((start, layout)) = framebuffer {

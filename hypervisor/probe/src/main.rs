@@ -17,7 +17,7 @@ use lamina_hw::memory::{self, KernelHeap, Region, RegionKind};
 use lamina_hw::report::refuse;
 use lamina_hw::svm::{self, Svm};
 use lamina_hw::vmx::{self, Vmx};
-use lamina_hw::{control, logger, paging, report, serial};
+use lamina_hw::{control, idt, logger, paging, report, serial};
 
 /// As the hypervisor's own, whose code this is.
 static CONFIG: BootloaderConfig = {
@@ -34,6 +34,7 @@ static HEAP: KernelHeap = KernelHeap::empty();
 entry_point!(start, config = &CONFIG);
 
 fn start(boot: &'static mut BootInfo) -> ! {
+    idt::init_early();
     serial::init();
     logger::init();
     let regions = boot.memory_regions.iter().map(|region| {

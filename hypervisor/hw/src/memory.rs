@@ -75,7 +75,7 @@ pub fn choose_heap(regions: impl Iterator<Item = Region> + Clone) -> Option<(Hpa
     let (start, end) = free.max_by_key(|&(start, end)| end - start)?;
     let start = start.checked_add(PAGE_2M - 1)?.align_down(PAGE_2M);
     let room = end.0.checked_sub(start.0)?;
-    let wanted = HEAP_SIZE.max(all / HEAP_SHARE & !(PAGE_2M - 1));
+    let wanted = HEAP_SIZE.max((all / HEAP_SHARE) & !(PAGE_2M - 1));
     let length = wanted.min(((room / 4) & !(PAGE_2M - 1)).max(HEAP_LEAST));
     (length <= room).then_some((start, length))
 }

@@ -15,8 +15,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_2M, PAGE_4K};
+use lamina_arch::msr;
 use spin::Mutex;
 use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::registers::model_specific::Msr;
 use x86_64::structures::paging::mapper::{Mapper, TranslateResult};
 use x86_64::structures::paging::{
     FrameAllocator, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags as Flags, PageTableIndex, PhysFrame,
@@ -37,8 +39,13 @@ pub const WINDOWS: u64 = 0xffff_f000_0000_0000;
 
 const DATA: Flags = Flags::PRESENT.union(Flags::WRITABLE).union(Flags::NO_EXECUTE).union(Flags::GLOBAL);
 const CONSTANT: Flags = Flags::PRESENT.union(Flags::NO_EXECUTE).union(Flags::GLOBAL);
-/// PCD and PWT select entry 3 of the PAT, uncacheable after reset.
+/// PCD and PWT select entry 3 of [`MEMORY_TYPES`]: uncacheable.
 const REGISTERS: Flags = DATA.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH);
+/// PWT alone selects entry 1: stores may be combined on their way, and are many times as fast.
+const PICTURE: Flags = DATA.union(Flags::WRITE_THROUGH);
+/// IA32_PAT, entry 0 in the lowest byte: write-back, write-combining, uncached, uncacheable, and again with write-through
+/// second, as after reset (SDM vol. 3, "Page Attribute Table (PAT)").
+const MEMORY_TYPES: u64 = 0x0007_0406_0007_0106;
 
 /// What the page tables are made from.
 pub struct AddressSpace<'a> {
@@ -175,6 +182,9 @@ pub unsafe fn activate(space: &AddressSpace<'_>) -> usize {
         constant.map(|p| (p.hpa, p.hpa + PAGE_4K)).chain(space.read_only.iter().copied()).collect();
     read_only.sort_unstable();
 
+    // SAFETY: every processor with long mode has the MSR; the loader's tables select entry 0 only, whose type is what it
+    // is after reset.
+    unsafe { Msr::new(msr::IA32_PAT).write(MEMORY_TYPES) };
     let top = HostPage::new().leak();
     // SAFETY: a page of zeros is an empty table, and it is ours.
     let mut table = unsafe { tables_at(top) };
@@ -356,14 +366,14 @@ pub fn plant_mapping(frame: Hpa) -> bool {
     })
 }
 
-/// Maps `length` bytes of a framebuffer at `hpa`, uncached. Returns where `hpa` itself is then.
+/// Maps `length` bytes of a framebuffer at `hpa`, write-combining. Returns where `hpa` itself is then.
 pub fn map_framebuffer(hpa: Hpa, length: u64) -> *mut u8 {
     with_tables(|tables| {
         let virt = tables.next_device;
         let first = hpa.align_down(PAGE_4K);
         let pages = (length + hpa.offset_in(PAGE_4K)).div_ceil(PAGE_4K);
         for page in 0..pages {
-            map::<Size4KiB>(&mut tables.table, virt + page * PAGE_4K, first + page * PAGE_4K, REGISTERS);
+            map::<Size4KiB>(&mut tables.table, virt + page * PAGE_4K, first + page * PAGE_4K, PICTURE);
         }
         tables.next_device += pages * PAGE_4K;
         core::ptr::with_exposed_provenance_mut(size(virt + hpa.offset_in(PAGE_4K)))

@@ -34,6 +34,7 @@ mod hog_beside_ticker;
 mod ipxe;
 mod large_memory;
 mod lazy;
+mod machine_check;
 mod memtest_ia32;
 mod memtest_x64;
 mod mitigations;
@@ -98,6 +99,7 @@ fn main() {
         uefi::SCENARIO,
         lazy::SCENARIO,
         large_memory::SCENARIO,
+        machine_check::SCENARIO,
         demo::SCENARIO,
         seabios::SCENARIO,
         ipxe::SCENARIO,

@@ -1,5 +1,6 @@
 //! A machine that a scenario has booted, and what is expected of its lines.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -71,6 +72,15 @@ impl Running {
             Ok(Verdict::Missing) => Err(self.failure("the machine ended without a last word".to_owned())),
             Err(stop) => Err(self.failure(format!("the machine did not end: {stop}"))),
         }
+    }
+
+    /// Has the emulator of a machine with a screen do this, a command of QEMU's monitor. The connection is to be kept until it
+    /// is done.
+    ///
+    /// # Errors
+    /// There is no monitor.
+    pub fn tell_emulator(&self, command: &str) -> Result<UnixStream> {
+        self.machine.tell_emulator(command)
     }
 
     /// Waits until a line on the machine's screen matches.

@@ -20,6 +20,7 @@ pub const IA32_SYSENTER_ESP: u32 = 0x175;
 pub const IA32_SYSENTER_EIP: u32 = 0x176;
 pub const IA32_MCG_CAP: u32 = 0x179;
 pub const IA32_MCG_STATUS: u32 = 0x17a;
+pub const IA32_MC0_CTL: u32 = 0x400;
 pub const IA32_MISC_ENABLE: u32 = 0x1a0;
 pub const IA32_DEBUGCTL: u32 = 0x1d9;
 pub const IA32_MTRR_PHYSBASE0: u32 = 0x200;

@@ -33,6 +33,7 @@ pub mod idt;
 pub mod interrupts;
 pub mod ioapic;
 pub mod logger;
+pub mod machine_check;
 pub mod madt;
 pub mod memory;
 mod msr_safe;

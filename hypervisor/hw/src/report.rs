@@ -14,6 +14,7 @@ use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
 use crate::exit::end_machine;
 use crate::idt::TrapFrame;
 use crate::logger::Polled;
+use crate::machine_check::{self, Error};
 use crate::watchdog::{self, PATIENCE_SECONDS};
 use crate::{contain, logger, paging, percpu, screen, serial, svm, symbols, vmx};
 
@@ -175,6 +176,15 @@ pub fn exception(frame: &TrapFrame) -> ! {
             _ => "read",
         };
         say(format_args!("{access} at {cr2:#018x}: {}", paging::describe(cr2)));
+    }
+    if frame.vector == 18 {
+        for error in machine_check::errors() {
+            let Error { bank, status, address } = error;
+            match address {
+                Some(address) => say(format_args!("bank {bank}: status {status:#018x}, address {address:#x}")),
+                None => say(format_args!("bank {bank}: status {status:#018x}")),
+            }
+        }
     }
     registers(frame);
     backtrace(Some(frame.rip), frame.rbp);

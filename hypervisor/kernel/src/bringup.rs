@@ -14,8 +14,8 @@ use lamina_hw::paging::AddressSpace;
 use lamina_hw::report::refuse;
 use lamina_hw::screen::Layout;
 use lamina_hw::{
-    apic, control, gdt, idt, interrupts, ioapic, logger, madt, memory, paging, percpu, pic, screen, serial, symbols,
-    timer, watchdog,
+    apic, control, gdt, idt, interrupts, ioapic, logger, machine_check, madt, memory, paging, percpu, pic, screen,
+    serial, symbols, timer, watchdog,
 };
 use lamina_vmm::config::{self, Bundle, BundleError};
 
@@ -95,6 +95,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
 
     gdt::init();
     idt::init();
+    machine_check::enable();
     pic::disable();
     let mode = apic::init();
     let cpu = percpu::init(0, apic::id());

@@ -231,11 +231,9 @@ impl Machine {
     pub fn picture(&self) -> Result<Vec<u8>> {
         let file = self.directory.path().join("picture.ppm");
         drop(fs::remove_file(&file));
-        let monitor = self.directory.path().join(MONITOR);
-        let mut monitor = UnixStream::connect(&monitor).context("this machine's emulator has no monitor")?;
-        writeln!(monitor, "screendump {}", file.display())?;
-        let started = Instant::now();
         // The file grows until it is whole; the monitor's prompt behind the command's echo says when, to whom reads it.
+        let _monitor = self.tell_emulator(&format!("screendump {}", file.display()))?;
+        let started = Instant::now();
         loop {
             if let Ok(bytes) = fs::read(&file)
                 && is_whole_picture(&bytes)
@@ -245,6 +243,18 @@ impl Machine {
             ensure!(started.elapsed() < PICTURE_LIMIT, "the emulator took no picture");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Has the emulator do this, a command of QEMU's monitor. Of a machine with a screen only. Returns the connection, which
+    /// lasts until the command is done.
+    ///
+    /// # Errors
+    /// The emulator has no monitor.
+    pub fn tell_emulator(&self, command: &str) -> Result<UnixStream> {
+        let monitor = self.directory.path().join(MONITOR);
+        let mut monitor = UnixStream::connect(&monitor).context("this machine's emulator has no monitor")?;
+        writeln!(monitor, "{command}")?;
+        Ok(monitor)
     }
 
     /// What somebody who looked on from outside saw, of a machine that was asked for that only.

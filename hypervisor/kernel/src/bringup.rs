@@ -59,7 +59,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     log::info!("memory: {} MiB for virtual machines, {} MiB heap", pool_size >> 20, heap_length >> 20);
 
     control::protect();
-    let bundle = bundle(boot).map(|image| (image, config::parse(image)));
+    let bundle = bundle(boot).map(|image| (image, config::check(image).and_then(|()| config::parse(image))));
     // So early, so that the level holds for most of bring-up.
     if let Some((_, Ok(description))) = &bundle {
         logger::set_level(description.log);

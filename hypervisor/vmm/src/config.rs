@@ -1,6 +1,6 @@
 //! The bundle: what the host packs for the hypervisor, as one ramdisk.
 //!
-//! Layout: [`MAGIC`] (8 bytes), length of the description (u32, little-endian), zero (u32), the description
+//! Layout: [`MAGIC`] (8 bytes), length of the description (u32, little-endian), CRC-32 of all that follows (u32), the description
 //! ([`Bundle`], postcard), then the blobs, each starting at a multiple of 4096 bytes from the bundle's start. The host
 //! validates before it packs; the hypervisor validates again and trusts nothing.
 
@@ -16,11 +16,11 @@ mod pack;
 mod validate;
 
 pub use media::{MediumError, check_cdrom, check_firmware, check_vga_bios};
-pub use pack::{BundleError, blob_bytes, encode, parse};
+pub use pack::{BundleError, blob_bytes, check, encode, parse};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.
-pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x06";
+pub const MAGIC: [u8; 8] = *b"LAMINA\x00\x07";
 /// Alignment of blobs. Unit: bytes.
 pub const BLOB_ALIGN: u64 = 4096;
 /// Longest name of a VM. Unit: bytes.

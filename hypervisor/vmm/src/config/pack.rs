@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::{BLOB_ALIGN, Blob, Bundle, MAGIC};
 
-/// Magic, length of the description, zero. Unit: bytes.
+/// Magic, length of the description, checksum. Unit: bytes.
 const HEADER_SIZE: usize = 16;
 
 /// Bytes that are no bundle, or a description that cannot be one.
@@ -15,8 +15,13 @@ pub enum BundleError {
     NoHeader(usize),
     /// Other first bytes: no bundle, or one of another version.
     Magic([u8; 8]),
-    /// The bytes behind the description's length are not zero.
-    Reserved(u32),
+    /// What is behind the header is not what was packed.
+    Damaged {
+        /// The CRC-32 that the header says.
+        packed: u32,
+        /// The one of what is there.
+        found: u32,
+    },
     /// The description would end behind the bundle. Unit: bytes, both.
     Truncated {
         /// What the header says.
@@ -37,7 +42,9 @@ impl fmt::Display for BundleError {
             BundleError::Magic(found) => {
                 write!(f, "it starts with {}, not with {}", found.escape_ascii(), MAGIC.escape_ascii())
             }
-            BundleError::Reserved(value) => write!(f, "the reserved field of its header is {value:#x}, not 0"),
+            BundleError::Damaged { packed, found } => {
+                write!(f, "it is damaged: its checksum is {found:#010x}, not {packed:#010x}")
+            }
             BundleError::Truncated { description, available } => {
                 write!(f, "its description of {description} bytes is cut off after {available}")
             }
@@ -49,22 +56,42 @@ impl fmt::Display for BundleError {
 
 impl core::error::Error for BundleError {}
 
+/// What a bundle begins with.
+struct Header {
+    /// Of the description. Unit: bytes.
+    length: u32,
+    /// Of all that follows the header.
+    checksum: u32,
+}
+
+impl Header {
+    fn of(bytes: &[u8]) -> Result<Header, BundleError> {
+        let header = bytes.first_chunk::<HEADER_SIZE>().ok_or(BundleError::NoHeader(bytes.len()))?;
+        let [m0, m1, m2, m3, m4, m5, m6, m7, l0, l1, l2, l3, c0, c1, c2, c3] = *header;
+        let magic = [m0, m1, m2, m3, m4, m5, m6, m7];
+        if magic != MAGIC {
+            return Err(BundleError::Magic(magic));
+        }
+        Ok(Header { length: u32::from_le_bytes([l0, l1, l2, l3]), checksum: u32::from_le_bytes([c0, c1, c2, c3]) })
+    }
+}
+
+/// Whether the bundle `bytes` is whole: firmware may give less of a file than it says.
+///
+/// # Errors
+/// [`BundleError::Damaged`], and what is wrong with the header.
+pub fn check(bytes: &[u8]) -> Result<(), BundleError> {
+    let Header { checksum: packed, .. } = Header::of(bytes)?;
+    let found = crc32fast::hash(&bytes[HEADER_SIZE..]);
+    if found == packed { Ok(()) } else { Err(BundleError::Damaged { packed, found }) }
+}
+
 /// The description in the bundle `bytes`. What it says of each VM is still to be checked, by [`super::validate`].
 ///
 /// # Errors
 /// [`BundleError`].
 pub fn parse(bytes: &[u8]) -> Result<Bundle, BundleError> {
-    let header = bytes.first_chunk::<HEADER_SIZE>().ok_or(BundleError::NoHeader(bytes.len()))?;
-    let [m0, m1, m2, m3, m4, m5, m6, m7, l0, l1, l2, l3, r0, r1, r2, r3] = *header;
-    let magic = [m0, m1, m2, m3, m4, m5, m6, m7];
-    if magic != MAGIC {
-        return Err(BundleError::Magic(magic));
-    }
-    let reserved = u32::from_le_bytes([r0, r1, r2, r3]);
-    if reserved != 0 {
-        return Err(BundleError::Reserved(reserved));
-    }
-    let length = u32::from_le_bytes([l0, l1, l2, l3]);
+    let Header { length, .. } = Header::of(bytes)?;
     let rest = &bytes[HEADER_SIZE..];
     let description = usize::try_from(length).ok().and_then(|length| rest.get(..length));
     let description =
@@ -114,6 +141,8 @@ pub fn encode(images: &[&[u8]], describe: impl Fn(&[Blob]) -> Bundle) -> Result<
             bytes.resize(offset, 0);
             bytes.extend_from_slice(image);
         }
+        let checksum = crc32fast::hash(&bytes[HEADER_SIZE..]);
+        bytes[HEADER_SIZE - 4..HEADER_SIZE].copy_from_slice(&checksum.to_le_bytes());
         return Ok(bytes);
     }
 }

@@ -73,6 +73,23 @@ fn a_long_description_moves_the_blobs() {
 }
 
 #[test]
+fn what_was_damaged_on_its_way_is_found() {
+    let bytes = small();
+    assert_eq!(check(&bytes), Ok(()));
+    for at in [16, bytes.len() / 2, bytes.len() - 1] {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 4;
+        assert!(matches!(check(&bytes), Err(BundleError::Damaged { .. })));
+    }
+    // What was not read is zeros.
+    let mut short = bytes.clone();
+    short[bytes.len() - 3..].fill(0);
+    assert!(matches!(check(&short), Err(BundleError::Damaged { .. })));
+    assert!(matches!(check(&bytes[..bytes.len() - 1]), Err(BundleError::Damaged { .. })));
+    assert_eq!(check(&bytes[..15]), Err(BundleError::NoHeader(15)));
+}
+
+#[test]
 fn what_is_no_bundle_is_named() {
     let bytes = small();
     assert_eq!(parse(&[]), Err(BundleError::NoHeader(0)));
@@ -85,7 +102,6 @@ fn what_is_no_bundle_is_named() {
     let mut magic = MAGIC;
     magic[7] += 1;
     assert_eq!(with(7, magic[7]), Err(BundleError::Magic(magic)));
-    assert_eq!(with(15, 1), Err(BundleError::Reserved(1 << 24)));
     let description = u64::from(bytes[8]) | 0xff00_0000;
     let available = bytes.len() as u64 - 16;
     assert_eq!(with(11, 0xff), Err(BundleError::Truncated { description, available }));

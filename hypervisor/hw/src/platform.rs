@@ -182,6 +182,7 @@ impl<B: Backend> Host for Platform<B> {
 
     fn handle_pending_interrupts(&mut self) {
         interrupts::accept_pending();
+        serial::serve_polled();
     }
 
     fn handle_machine_check(&mut self) {
@@ -255,8 +256,10 @@ impl<B: Backend> Host for Platform<B> {
 }
 
 /// Halts until an interrupt was handled, at the latest the timer's at `until`. No wake-up is lost: interrupts are off
-/// from the caller's last look at its work until HLT, and what came meanwhile ends HLT at once.
+/// from the caller's last look at its work until HLT, and what came meanwhile ends HLT at once. A serial port that is
+/// polled bounds the time, and is looked at behind it.
 pub fn idle(until: Option<Tsc>) {
+    let until = until.into_iter().chain(serial::next_poll()).min();
     if let Some(until) = until {
         // A deadline that is past interrupts at once.
         apic::arm(until);
@@ -267,6 +270,7 @@ pub fn idle(until: Option<Tsc>) {
     if until.is_some() {
         apic::disarm();
     }
+    serial::serve_polled();
 }
 
 /// Halts until an interrupt was handled; STI keeps them away until HLT is executed. Non-maskable ones are not kept away:

@@ -1,22 +1,28 @@
 //! The machine's serial port, COM1: 115200 baud, 8 data bits, no parity, one stop bit.
 //!
 //! Owns the port and two rings. Before [`enable_interrupts`], and in a report of a bug, output is polled; afterwards
-//! bytes go through the transmit ring, which the port's interrupt empties into the FIFO. Nothing here waits except the
-//! functions whose names say `polled`, and those never run on an exit's path. What is sent is shown on the [`screen`] too.
+//! bytes go through the transmit ring, which the port's interrupt empties into the FIFO, or, where no interrupt comes,
+//! [`serve_polled`]. Nothing here waits except bring-up and `write_polled` and `flush_polled`, and those never run on an
+//! exit's path. What is sent is shown on the [`screen`] too.
 //!
 //! The transmit ring is emptied by its writers too, so it is behind the port's lock. What was received goes one way, from
 //! the interrupt's handler to the console, through a [`Pipe`]: the console takes it without that lock.
 //!
 //! Source: National Semiconductor PC16550D data sheet, "FIFO Interrupt Mode Operation".
 
-use lamina_vmm::pipe::{Pipe, Reader, Writer};
+mod port;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use lamina_arch::time::Tsc;
+use lamina_vmm::pipe::{Pipe, Reader};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::FIFO_SIZE;
-use uart_16550::spec::registers::{FifoTriggerLevel, IER, LSR};
+use uart_16550::spec::registers::FifoTriggerLevel;
 use uart_16550::{BaudRate, Config, Uart16550};
 
-use crate::screen;
+use crate::{interrupts, percpu, screen, timer};
+use port::Serial;
 
 /// First port of COM1.
 pub const COM1: u16 = 0x3f8;
@@ -25,76 +31,19 @@ pub const COM1: u16 = 0x3f8;
 pub const TRANSMIT_RING: usize = 2 << 10;
 /// Capacity of the receive ring. Unit: bytes.
 pub const RECEIVE_RING: usize = 4 << 10;
-/// How often a polled wait looks at the port before it takes it for dead: at 115200 baud a byte takes 87 µs, and a
-/// read of a port about 1 µs, far less in an emulator.
-const POLLS: u32 = 1_000_000;
-/// How often one interrupt's handler looks for more work: a port that never stops asking must not hold the processor.
-const ROUNDS: u32 = 64;
-
-/// Bytes in the order they came.
-struct Ring<const N: usize> {
-    bytes: [u8; N],
-    head: usize,
-    length: usize,
-}
-
-impl<const N: usize> Ring<N> {
-    const fn new() -> Self {
-        Ring { bytes: [0; N], head: 0, length: 0 }
-    }
-
-    const fn room(&self) -> usize {
-        N - self.length
-    }
-
-    /// Takes as many of `bytes` as there is room for; returns how many.
-    fn push(&mut self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(self.room());
-        let tail = (self.head + self.length) % N;
-        let (before_end, wrapped) = bytes[..taken].split_at(taken.min(N - tail));
-        self.bytes[tail..tail + before_end.len()].copy_from_slice(before_end);
-        self.bytes[..wrapped.len()].copy_from_slice(wrapped);
-        self.length += taken;
-        taken
-    }
-
-    /// The bytes at the front that lie in one piece, at most `limit`.
-    fn front(&self, limit: usize) -> &[u8] {
-        let contiguous = self.length.min(N - self.head).min(limit);
-        &self.bytes[self.head..self.head + contiguous]
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.head = (self.head + count) % N;
-        self.length -= count;
-    }
-}
-
-/// The port with its rings.
-struct Serial {
-    uart: Option<Uart16550<PioBackend>>,
-    transmit: Ring<TRANSMIT_RING>,
-    receive: Option<Writer<'static, RECEIVE_RING>>,
-    interrupts: bool,
-    /// The transmitter's interrupt is on: set exactly while the ring holds bytes that wait for it.
-    transmit_interrupt: bool,
-    /// Output stands in the middle of a line.
-    mid_line: bool,
-    /// Bytes received while the ring was full.
-    lost: u64,
-}
+/// How long the port's interrupt is waited for when it is first turned on. Unit: nanoseconds.
+const TRIAL_NS: u64 = 10_000_000;
+/// How long the processor halts at most where the port is polled: somebody who types waits that long. Unit: nanoseconds.
+const POLL_NS: u64 = 10_000_000;
+/// The same while bytes come or go: what the FIFO's 16 take at 115200 baud. Unit: nanoseconds.
+const POLL_BUSY_NS: u64 = 1_400_000;
 
 /// Shared by all processors; the interrupt's handler takes it too, which is sound because the hypervisor runs with
 /// interrupts off.
-static SERIAL: Mutex<Serial> = Mutex::new(Serial {
-    uart: None,
-    transmit: Ring::new(),
-    receive: None,
-    interrupts: false,
-    transmit_interrupt: false,
-    mid_line: false,
-    lost: 0,
-});
+static SERIAL: Mutex<Serial<PioBackend>> = Mutex::new(Serial::new());
+
+/// No interrupt comes: the port is looked at by [`serve_polled`].
+static POLLED: AtomicBool = AtomicBool::new(false);
 
 /// What was received: filled by the interrupt's handler, which has the other end in [`SERIAL`]. The run loop asks at each
 /// turn whether there is something.
@@ -102,55 +51,6 @@ static RECEIVED: Pipe<RECEIVE_RING> = Pipe::new();
 
 /// Its end for the console, from [`init`] on. A lock for what is one reader: the handler never takes it.
 static READER: Mutex<Option<Reader<'static, RECEIVE_RING>>> = Mutex::new(None);
-
-impl Serial {
-    /// Gives the transmitter what it takes at once, and keeps its interrupt on exactly while bytes wait.
-    fn feed(&mut self) {
-        let Some(uart) = self.uart.as_mut() else {
-            self.transmit.consume(self.transmit.length);
-            return;
-        };
-        let sent = uart.send_bytes(self.transmit.front(FIFO_SIZE));
-        self.transmit.consume(sent);
-        let waiting = self.interrupts && self.transmit.length > 0;
-        if waiting != self.transmit_interrupt {
-            // Turning it on while the transmitter is empty raises the interrupt at once, so no byte is left behind.
-            if waiting {
-                uart.enable_interrupts(IER::THR_EMPTY);
-            } else {
-                uart.disable_interrupts(IER::THR_EMPTY);
-            }
-            self.transmit_interrupt = waiting;
-        }
-    }
-
-    fn drain_receiver(&mut self) {
-        let Some(uart) = self.uart.as_mut() else { return };
-        let mut bytes = [0; FIFO_SIZE];
-        let count = uart.receive_bytes(&mut bytes);
-        let kept = self.receive.as_mut().map_or(0, |receive| receive.push(&bytes[..count]));
-        self.lost += (count - kept) as u64;
-    }
-
-    /// Sends the ring's bytes and then `bytes`, waiting for the port; what a dead port does not take is dropped.
-    fn send_polled(&mut self, bytes: &[u8]) {
-        let Some(uart) = self.uart.as_mut() else { return };
-        while self.transmit.length > 0 {
-            let Some(sent) = send_some(uart, self.transmit.front(FIFO_SIZE)) else { return };
-            self.transmit.consume(sent);
-        }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let Some(sent) = send_some(uart, rest) else { return };
-            rest = &rest[sent..];
-        }
-    }
-}
-
-/// Sends the first few of `bytes` as soon as the port takes them; `None` where it looks dead.
-fn send_some(uart: &mut Uart16550<PioBackend>, bytes: &[u8]) -> Option<usize> {
-    (0..POLLS).map(|_| uart.send_bytes(bytes)).find(|&sent| sent > 0)
-}
 
 /// Sets up the port for polled output. Returns whether there is one; without it, output goes nowhere.
 pub fn init() -> bool {
@@ -173,28 +73,63 @@ pub fn init() -> bool {
     present
 }
 
-/// From here on the rings work by interrupt. To be called once the port's interrupt is routed.
-pub fn enable_interrupts() {
-    let mut serial = SERIAL.lock();
-    serial.interrupts = true;
-    if let Some(uart) = serial.uart.as_mut() {
-        uart.enable_interrupts(IER::DATA_READY | IER::RECEIVER_LINE_STATUS);
+/// Turns the port's interrupt on and finds out whether it comes, which takes 10 ms at most. True: from here on the rings
+/// work by it. False: it is off again, and the port is polled, as after [`poll`]. To be called on a processor that can take
+/// the interrupt, once it is routed.
+///
+/// On a PC it need not come: firmware may have it off or on another number, and not every management controller's UART
+/// that answers at COM1's ports has it at all.
+pub fn enable_interrupts() -> bool {
+    let count = &percpu::current().serial_interrupts;
+    let before = count.load(Ordering::Relaxed);
+    SERIAL.lock().begin_interrupts();
+    let (start, trial) = (timer::now(), timer::frequency().ticks_in_ns(TRIAL_NS));
+    loop {
+        // Its handler takes the lock.
+        interrupts::accept_pending();
+        if count.load(Ordering::Relaxed) != before {
+            return true;
+        }
+        if timer::now().since(start) > trial {
+            poll();
+            return false;
+        }
+        core::hint::spin_loop();
     }
-    serial.feed();
+}
+
+/// From here on the port is polled: its interrupt is off, and whoever serves the console calls [`serve_polled`].
+pub fn poll() {
+    SERIAL.lock().end_interrupts();
+    POLLED.store(true, Ordering::Relaxed);
+}
+
+/// Does the work of the port's interrupt where none comes: once in each turn of whoever serves the console. Where one
+/// comes, a look at a flag.
+#[inline]
+pub fn serve_polled() {
+    if POLLED.load(Ordering::Relaxed) {
+        SERIAL.lock().poll();
+    }
+}
+
+/// When [`serve_polled`] is to be called at the latest; `None` where the port's interrupt comes.
+pub fn next_poll() -> Option<Tsc> {
+    POLLED.load(Ordering::Relaxed).then(|| {
+        let interval = if SERIAL.lock().is_busy() { POLL_BUSY_NS } else { POLL_NS };
+        timer::now() + timer::frequency().ticks_in_ns(interval)
+    })
+}
+
+/// Whether there is a port.
+pub fn is_present() -> bool {
+    SERIAL.lock().uart.is_some()
 }
 
 /// Puts `bytes` into the transmit ring; returns how many it had room for. Never waits.
 pub fn write(bytes: &[u8]) -> usize {
-    let mut serial = SERIAL.lock();
-    let taken = serial.transmit.push(bytes);
+    let taken = SERIAL.lock().write(bytes);
     screen::write(&bytes[..taken]);
-    if let Some(&last) = bytes[..taken].last() {
-        serial.mid_line = last != b'\n';
-        // With the interrupt on, the ring is being emptied already.
-        if !serial.transmit_interrupt {
-            serial.feed();
-        }
-    }
     taken
 }
 
@@ -213,20 +148,9 @@ pub fn lost() -> u64 {
     SERIAL.lock().lost
 }
 
-/// Serves the port's interrupt. It is edge-triggered: returns only when the port asks for nothing more, or a new edge
-/// would never come.
+/// Serves the port's interrupt.
 pub fn handle_interrupt() {
-    let mut serial = SERIAL.lock();
-    for _ in 0..ROUNDS {
-        let Some(uart) = serial.uart.as_mut() else { return };
-        if !uart.isr().has_pending_interrupt() {
-            return;
-        }
-        // Reading the status registers acknowledges what only they can: line errors and modem changes.
-        let _ = (uart.lsr(), uart.msr());
-        serial.drain_receiver();
-        serial.feed();
-    }
+    SERIAL.lock().handle_interrupt();
 }
 
 /// Writes `bytes` after everything in the ring, waiting for the port.
@@ -246,11 +170,7 @@ pub fn mid_line() -> bool {
 
 /// Sends what the ring holds and waits until the last bit has left the port.
 pub fn flush_polled() {
-    let mut serial = SERIAL.lock();
-    serial.send_polled(&[]);
-    if let Some(uart) = serial.uart.as_mut() {
-        let _ = (0..POLLS).find(|_| uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
-    }
+    SERIAL.lock().flush_polled();
 }
 
 /// Whether somebody holds the port's lock.
@@ -267,26 +187,4 @@ pub unsafe fn break_lock() {
     // SAFETY: the caller guarantees that no holder goes on. The rings hold plain bytes and indices that are changed one
     // at a time, each state of which is valid.
     unsafe { SERIAL.force_unlock() };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ring_keeps_order_across_its_end_and_takes_no_more_than_fits() {
-        let mut ring = Ring::<8>::new();
-        assert_eq!(ring.push(b"abcdef"), 6);
-        assert_eq!(ring.front(3), b"abc");
-        ring.consume(3);
-        assert_eq!(ring.push(b"ghijklm"), 5);
-        assert_eq!((ring.room(), ring.push(b"x")), (0, 0));
-        assert_eq!(ring.front(16), b"defgh");
-        ring.consume(5);
-        assert_eq!(ring.front(2), b"ij");
-        ring.consume(2);
-        assert_eq!(ring.front(2), b"k");
-        ring.consume(1);
-        assert_eq!(ring.front(2), b"");
-    }
 }

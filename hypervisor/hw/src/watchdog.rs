@@ -16,7 +16,7 @@ use lamina_arch::time::Tsc;
 use x86_64::instructions::port::Port;
 
 use crate::idt::TrapFrame;
-use crate::ioapic::{self, Delivery, IoApics};
+use crate::ioapic::{self, Delivery, IoApics, Unroutable};
 use crate::madt::Madt;
 use crate::percpu::{self, PerCpu, count};
 use crate::{platform, report, timer};
@@ -42,20 +42,20 @@ const TRIAL: u64 = 2;
 /// How many there are in that time, about.
 const EXPECTED: u64 = TRIAL * 18;
 
-/// Starts it for the processor whose local APIC is `lapic_id`. False where the 8254's interrupt reaches no I/O APIC: then
-/// there is no watchdog.
-pub fn start(apics: &mut IoApics, madt: &Madt, lapic_id: u32) -> bool {
+/// Starts it for the processor whose local APIC is `lapic_id`.
+///
+/// # Errors
+/// The 8254's interrupt cannot be had: then there is no watchdog.
+pub fn start(apics: &mut IoApics, madt: &Madt, lapic_id: u32) -> Result<(), Unroutable> {
     // SAFETY: the 8254's ports reach no memory, and only this module uses channel 0.
     unsafe {
         Port::<u8>::new(COMMAND).write(RATE_GENERATOR);
         Port::<u8>::new(CHANNEL_0).write(0);
         Port::<u8>::new(CHANNEL_0).write(0);
     }
-    let routed = ioapic::route_isa(apics, madt, IRQ, Delivery::Nmi, lapic_id).is_some();
-    if routed {
-        STARTED.store(timer::now().0, Ordering::Relaxed);
-    }
-    routed
+    ioapic::route_isa(apics, madt, IRQ, Delivery::Nmi, lapic_id)?;
+    STARTED.store(timer::now().0, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Looks once, some time after the start, whether the interrupts come as often as they should, and says so if not: an

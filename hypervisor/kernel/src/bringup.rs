@@ -8,7 +8,8 @@ use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_4K};
 use lamina_hw::guest_ram::GuestRam;
-use lamina_hw::ioapic::Delivery;
+use lamina_hw::ioapic::{Delivery, IoApics};
+use lamina_hw::madt::Madt;
 use lamina_hw::memory::{KernelHeap, Region, RegionKind};
 use lamina_hw::paging::AddressSpace;
 use lamina_hw::report::refuse;
@@ -107,19 +108,31 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     log::info!("processor: TSC {}.{:03} MHz, {mode}, {timer}", tsc.hz() / 1_000_000, tsc.hz() / 1000 % 1000);
 
     let mut io_apics = ioapic::init(&madt);
-    match ioapic::route_isa(&mut io_apics, &madt, SERIAL_IRQ, Delivery::Vector(interrupts::SERIAL), cpu.lapic_id) {
-        Some(line) => log::debug!("{} processors, serial port on line {line} of {io_apics:?}", madt.processors),
-        None => refuse(format_args!("no I/O APIC has the serial port's interrupt")),
-    }
-    serial::enable_interrupts();
-    if !watchdog::start(&mut io_apics, &madt, cpu.lapic_id) {
-        log::warn!("no watchdog: no I/O APIC has the 8254's interrupt");
+    log::debug!("{} processors, {io_apics:?}", madt.processors);
+    start_serial(&mut io_apics, &madt, cpu.lapic_id);
+    if let Err(why) = watchdog::start(&mut io_apics, &madt, cpu.lapic_id) {
+        log::warn!("no watchdog: {why}");
     }
 
     // SAFETY: first and only call. The pool is memory that the loader calls usable, left out of the direct map, and
     // without the heap, so no object of Rust's is in it.
     let memory = unsafe { GuestRam::new(pool) };
     Ready { memory, bundle }
+}
+
+/// From here on the serial port works by its interrupt; or it is polled, where the interrupt cannot be had or does not come.
+fn start_serial(io_apics: &mut IoApics, madt: &Madt, lapic_id: u32) {
+    if !serial::is_present() {
+        return;
+    }
+    match ioapic::route_isa(io_apics, madt, SERIAL_IRQ, Delivery::Vector(interrupts::SERIAL), lapic_id) {
+        Ok(line) if serial::enable_interrupts() => log::debug!("the serial port interrupts on line {line}"),
+        Ok(line) => log::warn!("the serial port is polled: it gives no interrupt on line {line}"),
+        Err(why) => {
+            serial::poll();
+            log::warn!("the serial port is polled: {why}");
+        }
+    }
 }
 
 /// The framebuffer, if the loader set one up: its address in the loader's tables, and its layout.

@@ -97,8 +97,9 @@ pub trait Host: HostMemory {
     /// is `None`, whatever waits to be taken.
     fn handle_interrupt(&mut self, vector: Option<u8>);
 
-    /// Handles the interrupts of the machine's that wait, without waiting for any. A guest's exit hands over one at a
-    /// time, and not every machine exits for one at once, so each turn of the run loop looks.
+    /// Handles the interrupts of the machine's that wait, without waiting for any, and looks after a serial port that gives
+    /// none. A guest's exit hands over one at a time, and not every machine exits for one at once, so each turn of the run
+    /// loop looks.
     fn handle_pending_interrupts(&mut self);
 
     /// Handles a machine check of the machine's that came up while a guest ran. Ends the machine, with a report.

@@ -37,6 +37,7 @@ pub mod machine_check;
 pub mod madt;
 pub mod memory;
 mod msr_safe;
+pub mod nmi_status;
 pub mod paging;
 pub mod percpu;
 pub mod pic;

@@ -1,5 +1,5 @@
-//! The report of a bug of the hypervisor's own: an exception or a panic. Ends the machine, except where a panic can be
-//! contained: then the report goes to the console and the run loop goes on.
+//! The report of a bug of the hypervisor's own, an exception or a panic, or of the machine's failure. Ends the machine,
+//! except where a panic can be contained: then the report goes to the console and the run loop goes on.
 //!
 //! Owns the last words. They take no lock that the interrupted code may hold, allocate nothing, and end the machine even
 //! where reporting itself fails. A report that is contained may do all of that, as nobody holds a lock then.
@@ -15,6 +15,7 @@ use crate::exit::end_machine;
 use crate::idt::TrapFrame;
 use crate::logger::Polled;
 use crate::machine_check::{self, Error};
+use crate::nmi_status::Failure;
 use crate::watchdog::{self, PATIENCE_SECONDS};
 use crate::{contain, logger, paging, percpu, screen, serial, svm, symbols, vmx};
 
@@ -186,6 +187,17 @@ pub fn exception(frame: &TrapFrame) -> ! {
             }
         }
     }
+    registers(frame);
+    backtrace(Some(frame.rip), frame.rbp);
+    finish();
+}
+
+/// Reports that the machine itself has failed, as a non-maskable interrupt told, and ends it.
+pub fn machine_failure(frame: &TrapFrame, failure: Failure) -> ! {
+    begin();
+    let cpu = percpu::try_current();
+    let (id, vm) = cpu.map_or((0, 0), |cpu| (cpu.id, cpu.current_vm.load(Ordering::Relaxed)));
+    say(format_args!("the machine has failed: NMI by {failure}, processor {id}, VM {vm}"));
     registers(frame);
     backtrace(Some(frame.rip), frame.rbp);
     finish();

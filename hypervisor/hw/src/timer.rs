@@ -8,11 +8,12 @@ use lamina_arch::time::{Frequency, Tsc};
 use spin::Once;
 use x86_64::instructions::port::Port;
 
+use crate::nmi_status;
+
 /// The 8254's input in units of 1/11 Hz: 14.318181… MHz / 12 is 13125000/11 Hz exactly.
 const PIT_HZ_TIMES_11: u128 = 13_125_000;
 const CHANNEL_2: u16 = 0x42;
 const COMMAND: u16 = 0x43;
-const CONTROL_PORT: u16 = 0x61;
 /// Channel 2, low byte then high byte, mode 2 (rate generator), binary.
 const RATE_GENERATOR: u8 = 0xb4;
 const LATCH_CHANNEL_2: u8 = 0x80;
@@ -82,13 +83,11 @@ struct Pit {
 impl Pit {
     /// Starts channel 2, its speaker off, counting down from 65536 again and again.
     fn start() -> Pit {
-        let mut control = Port::<u8>::new(CONTROL_PORT);
         let mut pit =
             Pit { command: Port::new(COMMAND), data: Port::new(CHANNEL_2), last: 0, elapsed: 0, origin: now() };
-        // SAFETY: the ports of the 8254 and of the speaker's gate reach no memory, and only this module uses them.
+        nmi_status::start_channel_2();
+        // SAFETY: the ports of the 8254 reach no memory, and only this module uses channel 2.
         unsafe {
-            let value = control.read();
-            control.write(value & !2 | 1);
             pit.command.write(RATE_GENERATOR);
             pit.data.write(0);
             pit.data.write(0);

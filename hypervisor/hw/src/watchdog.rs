@@ -19,7 +19,7 @@ use crate::idt::TrapFrame;
 use crate::ioapic::{self, Delivery, IoApics, Unroutable};
 use crate::madt::Madt;
 use crate::percpu::{self, PerCpu, count};
-use crate::{platform, report, timer};
+use crate::{nmi_status, platform, report, timer};
 
 /// The ISA interrupt of the 8254's channel 0.
 const IRQ: u8 = 0;
@@ -112,11 +112,14 @@ pub fn progress_if_up() {
 }
 
 /// A non-maskable interrupt of the machine's, in the middle of anything: `frame` is where it goes on. Takes no lock, unless
-/// the processor is stuck.
+/// the processor is stuck. One that tells of the machine's own failure is no tick, and ends it.
 pub fn nmi(frame: &mut TrapFrame) {
     // HLT behind STI: an interrupt that the shadow of STI kept waiting comes before HLT now, and would not end it.
     if frame.rip == platform::halt_address() {
         frame.rip += platform::HALT_LENGTH;
+    }
+    if let Some(failure) = nmi_status::take_failure() {
+        report::machine_failure(frame, failure);
     }
     let Some(cpu) = percpu::try_current() else { return };
     count(&cpu.nmis);

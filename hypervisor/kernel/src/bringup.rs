@@ -11,12 +11,13 @@ use lamina_hw::guest_ram::GuestRam;
 use lamina_hw::ioapic::{Delivery, IoApics};
 use lamina_hw::madt::Madt;
 use lamina_hw::memory::{KernelHeap, Region, RegionKind};
+use lamina_hw::nmi_status::Earlier;
 use lamina_hw::paging::AddressSpace;
 use lamina_hw::report::refuse;
 use lamina_hw::screen::Layout;
 use lamina_hw::{
-    apic, control, gdt, idt, interrupts, ioapic, logger, machine_check, madt, memory, paging, percpu, pic, screen,
-    serial, symbols, timer, watchdog,
+    apic, control, gdt, idt, interrupts, ioapic, logger, machine_check, madt, memory, nmi_status, paging, percpu, pic,
+    screen, serial, symbols, timer, watchdog,
 };
 use lamina_vmm::config::{self, Bundle, BundleError};
 
@@ -110,6 +111,10 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     let mut io_apics = ioapic::init(&madt);
     log::debug!("{} processors, {io_apics:?}", madt.processors);
     start_serial(&mut io_apics, &madt, cpu.lapic_id);
+    if let Some(Earlier { failure, stays }) = nmi_status::forget_earlier() {
+        let further = if stays { ", and is not looked at further: port 0x61 goes on telling of it" } else { "" };
+        log::warn!("the machine has told of {failure} before now{further}");
+    }
     if let Err(why) = watchdog::start(&mut io_apics, &madt, cpu.lapic_id) {
         log::warn!("no watchdog: {why}");
     }

@@ -21,6 +21,9 @@ fn run(stage: &Stage) -> Result<()> {
     )?;
     machine.expect_all(&[r"^\[one\] 100 ticks$", r"^\[two\] 100 ticks$"])?;
 
+    // There is nothing to say of a serial port as every PC has it.
+    machine.never(r"serial port is polled")?;
+
     machine.type_line("help");
     machine.expect_all(&[
         r"^\[lamina\] help ",

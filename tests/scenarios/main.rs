@@ -42,6 +42,7 @@ mod multiboot;
 mod outside;
 mod outside_opinion;
 mod planted_bugs;
+mod polled_serial;
 mod refused_bundle;
 mod refused_on_host;
 mod refused_processor;
@@ -74,6 +75,7 @@ fn main() {
         outside_opinion::PLANTED,
         exit_statuses::SCENARIO,
         console::SCENARIO,
+        polled_serial::SCENARIO,
         contained::SCENARIO,
         watchdog::SCENARIO,
         counts::SCENARIO,

@@ -94,6 +94,14 @@ impl Stage {
         self.start(&request.processor_options(processor))
     }
 
+    /// Boots the machines of a configuration on a machine whose serial port has this ISA interrupt, and not the PC's 4.
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_with_serial_irq(&self, irq: u8, config: &str) -> Result<Running> {
+        self.start(&Request::text(config, paths::workspace()).serial_irq(irq))
+    }
+
     /// Boots the machines of a configuration on a machine with a processor of this model, as Bochs calls it.
     ///
     /// # Errors

@@ -56,6 +56,7 @@ pub struct Request {
     firmware: Firmware,
     screen: bool,
     processor_options: Option<String>,
+    serial_irq: Option<u8>,
     model: Option<&'static str>,
 }
 
@@ -77,6 +78,7 @@ impl Request {
             firmware: Firmware::Bios,
             screen: false,
             processor_options: None,
+            serial_irq: None,
             model: None,
             feature: None,
             instrumented: false,
@@ -165,6 +167,13 @@ impl Request {
         self
     }
 
+    /// With the serial port on another ISA interrupt than the PC's 4. QEMU alone can.
+    #[must_use]
+    pub fn serial_irq(mut self, irq: u8) -> Self {
+        self.serial_irq = Some(irq);
+        self
+    }
+
     /// With a processor of this model, as Bochs calls it; else the usual one.
     #[must_use]
     pub fn model(mut self, model: &'static str) -> Self {
@@ -218,6 +227,7 @@ impl Request {
             directory: directory.path().to_owned(),
             uefi: (self.firmware == Firmware::Uefi).then(ovmf).transpose()?,
             processor_options: self.processor_options.clone(),
+            serial_irq: self.serial_irq,
             model: self.model,
             monitor: self.screen.then(|| directory.path().join(MONITOR)),
             ..backend::Machine::default()

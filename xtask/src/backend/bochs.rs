@@ -165,6 +165,7 @@ impl Bochs {
         ensure!(machine.uefi.is_none(), "Bochs starts with a PC's BIOS, not with UEFI");
         ensure!(machine.processor_options.is_none(), "Bochs' processor models have no options");
         ensure!(machine.monitor.is_none(), "Bochs has no monitor");
+        ensure!(machine.serial_irq.is_none(), "Bochs' first serial port has the PC's interrupt");
         let configuration = machine.directory.join("bochsrc");
         fs::write(&configuration, self.configuration(machine)?)?;
         let mut command = match find_program("setpriv") {

@@ -84,6 +84,8 @@ pub struct Machine {
     pub memory: u64,
     /// The TCP port on this host to which the emulator connects the machine's first serial port.
     pub serial: u16,
+    /// The ISA interrupt of that port; `None` for the PC's. QEMU alone has another.
+    pub serial_irq: Option<u8>,
     /// A person sits at the console: the machine's time follows the time on the wall.
     pub interactive: bool,
     /// Where the emulator may keep files of this run.
@@ -108,6 +110,7 @@ impl Default for Machine {
             cpus: 1,
             memory: 0,
             serial: 0,
+            serial_irq: None,
             interactive: false,
             directory: PathBuf::new(),
             uefi: None,

@@ -65,7 +65,6 @@ impl Qemu {
             .args(["-drive", &format!("format=raw,if=ide,file={}", comma_doubled(image))])
             .args(["-vga", "std"])
             .args(["-chardev", &format!("socket,id=com1,host=127.0.0.1,port={serial}")])
-            .args(["-serial", "chardev:com1"])
             .arg("-D")
             .arg(log(directory))
             .current_dir(directory);
@@ -78,6 +77,10 @@ impl Qemu {
             let ram = format!("memory-backend-ram,id=ram,size={}M,reserve=off", memory >> 20);
             command.args(["-object", &ram, "-machine", "memory-backend=ram"]);
         }
+        match machine.serial_irq {
+            None => command.args(["-serial", "chardev:com1"]),
+            Some(irq) => command.args(["-device", &format!("isa-serial,iobase=0x3f8,irq={irq},chardev=com1")]),
+        };
         if let Some(firmware) = &machine.uefi {
             command.arg("-bios").arg(firmware);
         }
@@ -136,6 +139,17 @@ mod tests {
         let ram = "-object memory-backend-ram,id=ram,size=307200M,reserve=off -machine memory-backend=ram";
         assert!(tcg.contains("-m 307200M ") && tcg.contains(ram), "{tcg}");
         assert!(tcg.contains("-bios /ovmf") && tcg.contains("-cpu EPYC,svm=off "), "{tcg}");
+    }
+
+    #[test]
+    fn the_serial_port_is_at_its_place_whatever_its_interrupt() {
+        let mut machine = Machine::default();
+        let usual = line(Accelerator::Tcg, &machine);
+        assert!(usual.contains("-serial chardev:com1") && !usual.contains("isa-serial"), "{usual}");
+        machine.serial_irq = Some(3);
+        let moved = line(Accelerator::Tcg, &machine);
+        assert!(moved.contains("-device isa-serial,iobase=0x3f8,irq=3,chardev=com1"), "{moved}");
+        assert!(!moved.contains("-serial "), "two ports at one place: {moved}");
     }
 
     #[test]

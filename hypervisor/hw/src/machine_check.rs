@@ -39,7 +39,7 @@ fn banks() -> u32 {
     let has = cpuid().get_feature_info().is_some_and(|features| features.has_mca());
     let count = if has { rdmsr_safe(IA32_MCG_CAP).unwrap_or(0) & COUNT } else { 0 };
     // The MSRs of more would be others'.
-    (count as u32).min(32)
+    u32::try_from(count).map_or(32, |count| count.min(32))
 }
 
 /// Has each bank report all errors that it knows, whatever firmware left, and forget what it holds. Once for each processor,

@@ -109,8 +109,15 @@ pub fn poll() {
 #[inline]
 pub fn serve_polled() {
     if POLLED.load(Ordering::Relaxed) {
-        SERIAL.lock().poll();
+        look();
     }
+}
+
+/// Out of the way of those who need not.
+#[cold]
+#[inline(never)]
+fn look() {
+    SERIAL.lock().poll();
 }
 
 /// When [`serve_polled`] is to be called at the latest; `None` where the port's interrupt comes.

@@ -50,16 +50,13 @@ struct Components {
     size: usize,
     /// Where in the area the components from the third on are; 0 for those that are not switched. Unit: bytes.
     offsets: [usize; component::COUNT],
-    /// What is in the registers has to be overwritten before XRSTOR.
-    keeps_pointers: bool,
 }
 
 static COMPONENTS: Once<Components> = Once::new();
 
 /// Turns XSAVE on for the processor and finds out what there is to switch. Before the first VMCS is set up: CR4 is part
-/// of its host state. `keeps_pointers`: XRSTOR leaves the addresses of the last x87 instruction and its operand as they
-/// are where no exception of its waits.
-pub fn enable(keeps_pointers: bool) {
+/// of its host state.
+pub fn enable() {
     // SAFETY: the caller checked that the processor has XSAVE; nothing of ours uses the x87 or SSE registers.
     unsafe {
         Cr4::update(|cr4| *cr4 |= Cr4Flags::OSXSAVE | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE);
@@ -76,13 +73,12 @@ pub fn enable(keeps_pointers: bool) {
         component::AVX.. if mask & 1 << n != 0 => cpuid_count(0xd, u32::try_from(n).unwrap_or(0)).ebx as usize,
         _ => 0,
     });
-    COMPONENTS.call_once(|| Components { mask, size, offsets, keeps_pointers });
+    COMPONENTS.call_once(|| Components { mask, size, offsets });
 }
 
 /// Everything that is switched; 0 before [`enable`].
 fn components() -> Components {
-    let none = Components { mask: 1, size: 576, offsets: [0; component::COUNT], keeps_pointers: false };
-    COMPONENTS.get().copied().unwrap_or(none)
+    COMPONENTS.get().copied().unwrap_or(Components { mask: 1, size: 576, offsets: [0; component::COUNT] })
 }
 
 /// XSETBV of register 0.
@@ -102,9 +98,10 @@ fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Makes the addresses of the last x87 instruction and its operand ours: where XRSTOR leaves them, the next guest would read
-/// those of the last (APM vol. 2, "Media and x87 Processor State", of FXRSTOR).
-fn overwrite_pointers() {
+/// Makes the addresses of the last x87 instruction and its operand ours: on a processor whose XRSTOR leaves them where no
+/// exception waits, the next guest would read those of the last (APM vol. 2, "Media and x87 Processor State", of FXRSTOR).
+/// While no guest's state is in the registers.
+pub fn overwrite_pointers() {
     static OPERAND: i32 = 0;
     // SAFETY: the registers are about to be loaded; before that, no exception waits and none is left on their stack.
     unsafe { asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) &raw const OPERAND, options(nostack, readonly)) };
@@ -151,7 +148,6 @@ pub struct ExtendedState {
     xcr0: u64,
     /// All components that are switched.
     mask: u64,
-    keeps_pointers: bool,
     loaded: bool,
 }
 
@@ -169,8 +165,7 @@ impl ExtendedState {
         // SAFETY: the area is at least 576 bytes long, ours, and aligned to 64 bytes. XRSTOR loads MXCSR from here
         // whatever XSTATE_BV says, and the zero in XSTATE_BV initializes the rest.
         unsafe { area.add(MXCSR_OFFSET).cast::<u32>().write(MXCSR_RESET) };
-        let Components { mask, keeps_pointers, .. } = components();
-        ExtendedState { area, layout, xcr0: 1, mask, keeps_pointers, loaded: false }
+        ExtendedState { area, layout, xcr0: 1, mask: components().mask, loaded: false }
     }
 
     /// The guest's XCR0.
@@ -240,9 +235,6 @@ impl ExtendedState {
     /// Moves the state into the registers, all components, whatever the guest has enabled.
     pub fn load(&mut self) {
         let mask = self.mask;
-        if self.keeps_pointers {
-            overwrite_pointers();
-        }
         // SAFETY: the area was made for these components and holds what `new` or XSAVE wrote; XCR0 has them enabled.
         unsafe {
             asm!(

@@ -103,6 +103,8 @@ pub struct Shared {
     pub largest_page: FrameSize,
     /// The processor has TSC_AUX.
     pub tsc_aux: bool,
+    /// XRSTOR leaves the addresses of the last x87 instruction as they are where no exception waits.
+    pub keeps_pointers: bool,
     /// The processor is QEMU's emulation: what EVENTINJ injects may come twice there (see `resume`), and VMEXIT_INVALID may be
     /// an exit of the guest's.
     pub is_qemu: bool,
@@ -148,7 +150,7 @@ impl Svm {
         unsafe { Msr::new(msr::VM_HSAVE_PA).write(save_area.hpa().0) };
         serialize_lfence();
         let restores_pointers = highest >= FEATURES_LEAF && cpuid_count(FEATURES_LEAF, 0).ebx & ERROR_POINTERS != 0;
-        xstate::enable(!restores_pointers);
+        xstate::enable();
         let plan = plan(wanted, &speculation::enumerated());
         speculation::begin(&plan);
         let mut host = VmcbPage::new();
@@ -157,6 +159,7 @@ impl Svm {
             capabilities,
             largest_page: if control::has_huge_pages() { FrameSize::Size1G } else { FrameSize::Size2M },
             tsc_aux,
+            keeps_pointers: !restores_pointers,
             is_qemu: cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU),
             plan,
             msr_map: bitmaps::msr(tsc_aux),

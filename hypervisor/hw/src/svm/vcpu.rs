@@ -35,7 +35,7 @@ use super::setup::{EFER_FORCED, setup};
 use super::step::{Follows, Stepper, behind_instruction, met};
 use super::switched::{read_debug, write_debug, write_tsc_aux};
 use super::vmcb::VmcbPage;
-use crate::xstate::ExtendedState;
+use crate::xstate::{self, ExtendedState};
 use crate::{apic, percpu, speculation, timer, watchdog};
 
 /// DPL in a segment's rights, bits 6:5.
@@ -448,6 +448,9 @@ impl Vcpu for SvmVcpu {
             return;
         }
         self.flush |= self.asid.shared;
+        if self.shared.keeps_pointers {
+            xstate::overwrite_pointers();
+        }
         self.extended.load();
         if self.shared.tsc_aux {
             write_tsc_aux(self.tsc_aux);

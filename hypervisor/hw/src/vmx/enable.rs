@@ -138,7 +138,7 @@ impl Vmx {
         let capabilities = Capabilities::read(read_msr, physical, linear);
         let controls = controls(&capabilities)?;
         let vmxon = turn_on(&capabilities)?;
-        xstate::enable(false);
+        xstate::enable();
         let plan = plan(wanted, &speculation::enumerated());
         speculation::begin(&plan);
         let wide_addresses = linear == WIDE && holds_wide_addresses();

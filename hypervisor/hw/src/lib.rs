@@ -21,6 +21,7 @@ extern crate alloc;
 pub const NEITHER: &str =
     "this processor has neither VT-x (CPUID 1:ECX.VMX is 0) nor AMD-V (CPUID 0x80000001:ECX.SVM is 0)";
 
+pub mod acpi;
 pub mod announce;
 pub mod apic;
 mod contain;
@@ -29,6 +30,7 @@ pub mod events;
 pub mod exit;
 pub mod gdt;
 pub mod guest_ram;
+pub mod hpet;
 pub mod idt;
 pub mod interrupts;
 pub mod ioapic;
@@ -41,7 +43,10 @@ pub mod nmi_status;
 pub mod paging;
 pub mod percpu;
 pub mod pic;
+mod pit;
 pub mod platform;
+pub mod pm_timer;
+pub mod reference;
 pub mod report;
 pub mod rtc;
 pub mod screen;

@@ -1,20 +1,15 @@
-//! The host's ACPI tables, as far as interrupts need them: RSDP, RSDT or XSDT, and the MADT (ACPI specification,
-//! "Multiple APIC Description Table (MADT)").
+//! The host's MADT (ACPI specification, "Multiple APIC Description Table (MADT)"): its processors and I/O APICs.
 //!
-//! Owns the walk and nothing of the result's use. Firmware can be wrong: every length is checked, and what makes no
-//! sense is left out.
+//! Owns what the entries mean and nothing of the result's use. Firmware can be wrong: every length is checked, and what
+//! makes no sense is left out.
 
 use alloc::vec::Vec;
 use lamina_arch::addr::Hpa;
 
-use crate::memory::direct;
+use crate::acpi::{HEADER, u32_at};
 
 /// Where the I/O APIC is on every PC that does not say otherwise.
 const USUAL_IO_APIC: Hpa = Hpa(0xfec0_0000);
-/// Header of a table: signature, length, …
-const HEADER: usize = 36;
-/// Longest table that is believed. Unit: bytes.
-const LONGEST: u32 = 1 << 20;
 
 /// One I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +52,16 @@ impl Madt {
         self.overrides.iter().find(|o| o.irq == irq).copied().unwrap_or(usual)
     }
 
+    /// What `table` says. Where there is none, or it names no I/O APIC: a PC as they usually are.
+    pub(crate) fn of(table: Option<&[u8]>) -> Madt {
+        let mut madt = table.map(Madt::parse).unwrap_or_default();
+        if madt.io_apics.is_empty() {
+            madt.io_apics.push(IoApicEntry { address: USUAL_IO_APIC, first_line: 0 });
+        }
+        madt.processors = madt.processors.max(1);
+        madt
+    }
+
     /// Reads the entries of a MADT, header included.
     fn parse(table: &[u8]) -> Madt {
         let mut madt = Madt::default();
@@ -89,67 +94,6 @@ impl Madt {
         }
         madt
     }
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    let bytes = bytes.get(offset..offset.checked_add(4)?)?;
-    Some(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    let low = u32_at(bytes, offset)?;
-    let high = u32_at(bytes, offset.checked_add(4)?)?;
-    Some(u64::from(high) << 32 | u64::from(low))
-}
-
-/// The mapped physical memory, below `end`.
-struct Physical {
-    end: u64,
-}
-
-impl Physical {
-    fn bytes(&self, at: u64, length: u32) -> Option<&'static [u8]> {
-        let end = at.checked_add(u64::from(length))?;
-        if at == 0 || end > self.end {
-            return None;
-        }
-        // SAFETY: `read` got the promise that everything below `self.end` is mapped; firmware's tables do not change.
-        Some(unsafe { core::slice::from_raw_parts(direct(Hpa(at)), usize::try_from(length).ok()?) })
-    }
-
-    /// A whole table, by the length in its header.
-    fn table(&self, at: u64) -> Option<&'static [u8]> {
-        let length = u32_at(self.bytes(at, 8)?, 4)?;
-        if length > LONGEST { None } else { self.bytes(at, length).filter(|table| table.len() >= HEADER) }
-    }
-
-    fn madt(&self, rsdp: u64) -> Option<Madt> {
-        let root = self.bytes(rsdp, 20).filter(|root| root.starts_with(b"RSD PTR "))?;
-        // Revision 2 has the 64-bit table beside the 32-bit one.
-        let xsdt = if root[15] >= 2 { u64_at(self.bytes(rsdp, 36)?, 24).filter(|&at| at != 0) } else { None };
-        let (list, width) = match xsdt {
-            Some(at) => (self.table(at)?, 8),
-            None => (self.table(u64::from(u32_at(root, 16)?))?, 4),
-        };
-        let entries = list[HEADER..].chunks_exact(width);
-        let addresses = entries.filter_map(|e| if width == 8 { u64_at(e, 0) } else { u32_at(e, 0).map(u64::from) });
-        let madt = addresses.filter_map(|at| self.table(at)).find(|table| table.starts_with(b"APIC"))?;
-        Some(Madt::parse(madt))
-    }
-}
-
-/// Reads the MADT that `rsdp` leads to. Where there is none, or it names no I/O APIC: a PC as they usually are.
-///
-/// # Safety
-/// All of physical memory below `mapped` is mapped in the direct map: as the loader maps it, firmware's areas included.
-pub unsafe fn read(rsdp: Option<Hpa>, mapped: Hpa) -> Madt {
-    let physical = Physical { end: mapped.0 };
-    let mut madt = rsdp.and_then(|at| physical.madt(at.0)).unwrap_or_default();
-    if madt.io_apics.is_empty() {
-        madt.io_apics.push(IoApicEntry { address: USUAL_IO_APIC, first_line: 0 });
-    }
-    madt.processors = madt.processors.max(1);
-    madt
 }
 
 #[cfg(test)]
@@ -185,5 +129,14 @@ mod tests {
             assert_eq!((madt.processors, madt.io_apics.len(), madt.overrides.len()), (1, 0, 0), "{bad:?}");
         }
         assert_eq!(Madt::parse(&[]), Madt::default());
+    }
+
+    #[test]
+    fn without_a_table_it_is_a_usual_pc() {
+        let usual = [IoApicEntry { address: USUAL_IO_APIC, first_line: 0 }];
+        for empty in [None, Some(&table(&[])[..])] {
+            let madt = Madt::of(empty);
+            assert_eq!((madt.processors, &madt.io_apics[..]), (1, &usual[..]));
+        }
     }
 }

@@ -1,45 +1,95 @@
 //! The machine's time-stamp counter and its true rate.
 //!
-//! Owns the measurement against channel 2 of the 8254 (Intel 8254 data sheet, "Counter Latch Command"), the one clock
-//! of known rate that every PC has. CPUID's leaves 0x15 and 0x16 are not asked: they describe the processor, and under
-//! an emulator or another hypervisor the counter runs otherwise.
+//! Owns the choice of the clock that it is measured against: the 8254, which every PC has, but not every one has counting;
+//! else the HPET; else the ACPI PM timer. CPUID's leaf 0x15 is believed only where there is none of them: it describes the
+//! processor, and under an emulator or another hypervisor the counter may run otherwise.
+
+use alloc::vec::Vec;
+use core::fmt;
 
 use lamina_arch::time::{Frequency, Tsc};
 use spin::Once;
-use x86_64::instructions::port::Port;
 
-use crate::nmi_status;
+use crate::control;
+use crate::hpet::Hpet;
+use crate::pit::Pit;
+use crate::pm_timer::PmTimer;
+use crate::reference::{Failure, measure, of_leaf_15};
 
-/// The 8254's input in units of 1/11 Hz: 14.318181… MHz / 12 is 13125000/11 Hz exactly.
-const PIT_HZ_TIMES_11: u128 = 13_125_000;
-const CHANNEL_2: u16 = 0x42;
-const COMMAND: u16 = 0x43;
-/// Channel 2, low byte then high byte, mode 2 (rate generator), binary.
-const RATE_GENERATOR: u8 = 0xb4;
-const LATCH_CHANNEL_2: u8 = 0x80;
-/// Steps of the counter that one reading is the average of: the moment of a step is known to the time of a port
-/// access, or to a microsecond in an emulator, and the average of many to less.
-const STEPS: u32 = 64;
-/// Steps of the counter between two readings, about 40 ms: less than one turn of its 16 bits.
-const SPAN: u64 = 47_700;
-/// Readings, with a span between each two.
-const READINGS: usize = 4;
-/// Reads of the counter without a change after which it counts as dead.
-const PATIENCE: u32 = 1_000_000;
-/// What a processor's counter can run at. Unit: ticks per second.
-const PLAUSIBLE: core::ops::RangeInclusive<u64> = 1_000_000..=100_000_000_000;
-/// How often the measurement is repeated where its spans do not agree.
-const ATTEMPTS: u32 = 5;
-
-/// Why the rate is not known.
+/// What the TSC's rate can be had from, in the order in which they are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CalibrationError {
-    /// The 8254 does not count.
-    NoPit,
-    /// The result is no rate a processor can have. Unit: ticks per second.
-    Implausible(u64),
-    /// Spans of equal length by the 8254 differed by more than 1 in 1000 by the TSC, every time.
-    Unsteady,
+pub enum Source {
+    /// Channel 2 of the 8254.
+    Pit,
+    /// The HPET's main counter.
+    Hpet,
+    /// The ACPI PM timer.
+    PmTimer,
+    /// CPUID's leaf 0x15, where nothing can be measured.
+    Cpuid,
+}
+
+impl Source {
+    const ALL: [Source; 4] = [Source::Pit, Source::Hpet, Source::PmTimer, Source::Cpuid];
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Pit => "the 8254",
+            Source::Hpet => "the HPET",
+            Source::PmTimer => "the ACPI PM timer",
+            Source::Cpuid => "CPUID's leaf 0x15",
+        })
+    }
+}
+
+/// A source that did not tell the rate, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// Which one.
+    pub source: Source,
+    /// Why not.
+    pub failure: Failure,
+}
+
+/// What was tried, in that order: at its end is what worked, or nothing did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misses(pub Vec<Miss>);
+
+impl fmt::Display for Misses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Miss { source, failure }) in self.0.iter().enumerate() {
+            write!(f, "{}{source} {failure}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// The rate, and where it is from. Shown as the log's line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// The TSC's rate.
+    pub frequency: Frequency,
+    /// What it was measured against.
+    pub source: Source,
+    /// What was tried before.
+    pub misses: Misses,
+}
+
+impl Calibration {
+    /// The 8254 does not count: what it drives does not run either.
+    pub fn pit_is_dead(&self) -> bool {
+        self.misses.0.contains(&Miss { source: Source::Pit, failure: Failure::Dead })
+    }
+}
+
+impl fmt::Display for Calibration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.source == Source::Cpuid { "taken from" } else { "measured against" };
+        write!(f, "the TSC's rate was {how} {}", self.source)?;
+        if self.misses.0.is_empty() { Ok(()) } else { write!(f, ": {}", self.misses) }
+    }
 }
 
 /// The TSC's rate. Shared by all processors: they count alike.
@@ -62,122 +112,100 @@ pub fn frequency() -> Frequency {
     }
 }
 
-/// A moment by both clocks, each as the sum over [`STEPS`] steps of the counter.
-#[derive(Clone, Copy)]
-struct Reading {
-    /// Steps since the measurement began. Unit: 1/[`STEPS`] of the 8254's period.
-    pit: u64,
-    /// Unit: 1/[`STEPS`] of a tick, from the first step on.
-    tsc: u64,
-}
-
-struct Pit {
-    command: Port<u8>,
-    data: Port<u8>,
-    last: u16,
-    /// Steps since the measurement began.
-    elapsed: u64,
-    origin: Tsc,
-}
-
-impl Pit {
-    /// Starts channel 2, its speaker off, counting down from 65536 again and again.
-    fn start() -> Pit {
-        let mut pit =
-            Pit { command: Port::new(COMMAND), data: Port::new(CHANNEL_2), last: 0, elapsed: 0, origin: now() };
-        nmi_status::start_channel_2();
-        // SAFETY: the ports of the 8254 reach no memory, and only this module uses channel 2.
-        unsafe {
-            pit.command.write(RATE_GENERATOR);
-            pit.data.write(0);
-            pit.data.write(0);
-        }
-        pit.last = pit.latch();
-        pit
-    }
-
-    fn latch(&mut self) -> u16 {
-        // SAFETY: as in `start`.
-        unsafe {
-            self.command.write(LATCH_CHANNEL_2);
-            let low = self.data.read();
-            u16::from_le_bytes([low, self.data.read()])
-        }
-    }
-
-    /// Waits for the counter's next step; returns the TSC around it.
-    fn step(&mut self) -> Result<Tsc, CalibrationError> {
-        let mut before = now();
-        for _ in 0..PATIENCE {
-            let after = now();
-            let count = self.latch();
-            let steps = self.last.wrapping_sub(count);
-            if steps != 0 {
-                self.last = count;
-                self.elapsed += u64::from(steps);
-                return Ok(Tsc(before.0 + after.since(before) / 2));
-            }
-            before = after;
-        }
-        Err(CalibrationError::NoPit)
-    }
-
-    fn reading(&mut self) -> Result<Reading, CalibrationError> {
-        let mut reading = Reading { pit: 0, tsc: 0 };
-        for _ in 0..STEPS {
-            let at = self.step()?;
-            reading.pit += self.elapsed;
-            reading.tsc += at.since(self.origin);
-        }
-        Ok(reading)
-    }
-
-    fn wait_until(&mut self, elapsed: u64) -> Result<(), CalibrationError> {
-        while self.elapsed < elapsed {
-            self.step()?;
-        }
-        Ok(())
-    }
-}
-
-/// Ticks per second between two readings.
-fn rate(from: Reading, to: Reading) -> u64 {
-    let (ticks, steps) = (u128::from(to.tsc - from.tsc), u128::from(to.pit - from.pit) * 11);
-    u64::try_from((ticks * PIT_HZ_TIMES_11 + steps / 2) / steps.max(1)).unwrap_or(u64::MAX)
-}
-
-/// One measurement over all spans, and whether they agree with each other.
-fn measure() -> Result<(u64, bool), CalibrationError> {
-    let mut pit = Pit::start();
-    let first = pit.reading()?;
-    let (mut last, mut least, mut most) = (first, u64::MAX, 0);
-    for _ in 1..READINGS {
-        let next = pit.elapsed + SPAN;
-        pit.wait_until(next)?;
-        let reading = pit.reading()?;
-        let span = rate(last, reading);
-        (least, most) = (least.min(span), most.max(span));
-        last = reading;
-    }
-    // An SMI or a host's scheduler in the middle of a reading shows as spans that differ.
-    Ok((rate(first, last), most - least <= least / 1000))
-}
-
-/// Measures the TSC's rate, rounded to 1 kHz. Takes about 120 ms. Interrupts must be off.
+/// Measures the TSC's rate, rounded to 1 kHz, against the first clock that works. Takes about 120 ms, and 100 ms for each
+/// one before it that does not count. Interrupts must be off.
 ///
 /// # Errors
-/// [`CalibrationError`] where there is nothing to measure against or no believable result.
-pub fn calibrate() -> Result<Frequency, CalibrationError> {
-    for _ in 0..ATTEMPTS {
-        let (hz, steady) = measure()?;
-        if !steady {
-            continue;
+/// [`Misses`], all of them, where there is nothing to measure against or no believable result.
+pub fn calibrate(mut hpet: Option<Hpet>, pm_timer: Option<PmTimer>) -> Result<Calibration, Misses> {
+    first(|source| match source {
+        Source::Pit => measure(&mut Pit::start()),
+        Source::Hpet => measure(&mut hpet.as_mut().ok_or(Failure::Absent)?.start()),
+        Source::PmTimer => measure(&mut pm_timer.ok_or(Failure::Absent)?),
+        Source::Cpuid => {
+            let leaf = control::cpuid().get_tsc_info().ok_or(Failure::Absent)?;
+            of_leaf_15(leaf.denominator(), leaf.numerator(), leaf.nominal_frequency())
         }
-        if !PLAUSIBLE.contains(&hz) {
-            return Err(CalibrationError::Implausible(hz));
+    })
+    .inspect(|calibration| {
+        FREQUENCY.call_once(|| calibration.frequency);
+    })
+}
+
+/// The first source from which `rate` (unit: ticks per second) can be had.
+fn first(mut rate: impl FnMut(Source) -> Result<u64, Failure>) -> Result<Calibration, Misses> {
+    let mut misses = Misses(Vec::new());
+    for source in Source::ALL {
+        match rate(source) {
+            Ok(hz) => {
+                log::debug!("TSC at {hz} Hz by {source}");
+                let frequency = Frequency::from_hz((hz + 500) / 1000 * 1000);
+                return Ok(Calibration { frequency, source, misses });
+            }
+            Err(failure) => misses.0.push(Miss { source, failure }),
         }
-        log::debug!("TSC measured at {hz} Hz");
-        return Ok(*FREQUENCY.call_once(|| Frequency::from_hz((hz + 500) / 1000 * 1000)));
     }
-    Err(CalibrationError::Unsteady)
+    Err(misses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn clocks_are_tried_in_their_order_until_one_works() {
+        let mut tried = Vec::new();
+        let calibration = first(|source| {
+            tried.push(source);
+            match source {
+                Source::Pit => Err(Failure::Dead),
+                Source::Hpet => Err(Failure::Absent),
+                _ => Ok(2_999_999_600),
+            }
+        })
+        .unwrap();
+        assert_eq!(tried, [Source::Pit, Source::Hpet, Source::PmTimer]);
+        assert_eq!(calibration.frequency, Frequency::from_hz(3_000_000_000));
+        assert!(calibration.pit_is_dead());
+        assert_eq!(
+            calibration.to_string(),
+            "the TSC's rate was measured against the ACPI PM timer: the 8254 does not count, the HPET is not there"
+        );
+    }
+
+    #[test]
+    fn what_is_measured_at_once_says_nothing_of_the_rest() {
+        let calibration = first(|_| Ok(100_000_000)).unwrap();
+        assert!(!calibration.pit_is_dead());
+        assert_eq!(calibration.to_string(), "the TSC's rate was measured against the 8254");
+    }
+
+    #[test]
+    fn an_8254_that_counts_badly_is_not_dead() {
+        let calibration =
+            first(|source| if source == Source::Cpuid { Ok(1_000_000) } else { Err(Failure::Unsteady) }).unwrap();
+        assert!(!calibration.pit_is_dead());
+        assert!(
+            calibration.to_string().starts_with("the TSC's rate was taken from CPUID's leaf 0x15: the 8254 does not")
+        );
+    }
+
+    #[test]
+    fn where_nothing_works_all_that_was_tried_is_said() {
+        let misses = first(|source| {
+            Err(match source {
+                Source::Pit => Failure::Dead,
+                Source::Hpet => Failure::Implausible(7),
+                Source::PmTimer => Failure::Slow,
+                Source::Cpuid => Failure::Untold,
+            })
+        })
+        .unwrap_err();
+        assert_eq!(
+            misses.to_string(),
+            "the 8254 does not count, the HPET makes it an impossible 7 Hz, the ACPI PM timer counts too slowly, \
+             CPUID's leaf 0x15 tells no rate"
+        );
+    }
 }

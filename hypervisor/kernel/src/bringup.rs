@@ -8,6 +8,7 @@ use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use lamina_arch::addr::{Hpa, PAGE_1G, PAGE_4K};
 use lamina_hw::guest_ram::GuestRam;
+use lamina_hw::hpet::Hpet;
 use lamina_hw::ioapic::{Delivery, IoApics};
 use lamina_hw::madt::Madt;
 use lamina_hw::memory::{KernelHeap, Region, RegionKind};
@@ -16,7 +17,7 @@ use lamina_hw::paging::AddressSpace;
 use lamina_hw::report::refuse;
 use lamina_hw::screen::Layout;
 use lamina_hw::{
-    apic, control, gdt, idt, interrupts, ioapic, logger, machine_check, madt, memory, nmi_status, paging, percpu, pic,
+    acpi, apic, control, gdt, idt, interrupts, ioapic, logger, machine_check, memory, nmi_status, paging, percpu, pic,
     screen, serial, symbols, timer, watchdog,
 };
 use lamina_vmm::config::{self, Bundle, BundleError};
@@ -73,7 +74,10 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     symbols::init(image, boot.kernel_image_offset);
     let mapped = regions.iter().map(|region| region.end).fold(Hpa(4 * PAGE_1G), Hpa::max);
     // SAFETY: the loader maps memory up to the end of its last region, and at least 4 GiB.
-    let madt = unsafe { madt::read(boot.rsdp_addr.into_option().map(Hpa), mapped) };
+    let acpi = unsafe { acpi::read(boot.rsdp_addr.into_option().map(Hpa), mapped) };
+    // In memory there are no registers.
+    let is_memory = |at: Hpa| regions.iter().any(|r| r.kind != RegionKind::Other && (r.start..r.end).contains(&at));
+    let hpet = acpi.hpet.filter(|&at| !is_memory(at));
 
     let stack = boot.kernel_stack_bottom..boot.kernel_stack_bottom + boot.kernel_stack_len;
     let first = boot.kernel_image_offset;
@@ -101,21 +105,26 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     pic::disable();
     let mode = apic::init();
     let cpu = percpu::init(0, apic::id());
-    let tsc = match timer::calibrate() {
-        Ok(tsc) => tsc,
-        Err(error) => refuse(format_args!("the time-stamp counter's rate could not be measured: {error:?}")),
+    let hpet = hpet.and_then(Hpet::find);
+    let calibration = match timer::calibrate(hpet, acpi.pm_timer) {
+        Ok(calibration) => calibration,
+        Err(misses) => refuse(format_args!("the time-stamp counter's rate could not be measured: {misses}")),
     };
+    log::info!("{calibration}");
+    let tsc = calibration.frequency;
     let timer = apic::init_timer(tsc);
     log::info!("processor: TSC {}.{:03} MHz, {mode}, {timer}", tsc.hz() / 1_000_000, tsc.hz() / 1000 % 1000);
 
-    let mut io_apics = ioapic::init(&madt);
-    log::debug!("{} processors, {io_apics:?}", madt.processors);
-    start_serial(&mut io_apics, &madt, cpu.lapic_id);
+    let mut io_apics = ioapic::init(&acpi.madt);
+    log::debug!("{} processors, {io_apics:?}", acpi.madt.processors);
+    start_serial(&mut io_apics, &acpi.madt, cpu.lapic_id);
     if let Some(Earlier { failure, stays }) = nmi_status::forget_earlier() {
         let further = if stays { ", and is not looked at further: port 0x61 goes on telling of it" } else { "" };
         log::warn!("the machine has told of {failure} before now{further}");
     }
-    if let Err(why) = watchdog::start(&mut io_apics, &madt, cpu.lapic_id) {
+    if calibration.pit_is_dead() {
+        log::warn!("no watchdog: the 8254 does not count");
+    } else if let Err(why) = watchdog::start(&mut io_apics, &acpi.madt, cpu.lapic_id) {
         log::warn!("no watchdog: {why}");
     }
 

@@ -1,4 +1,5 @@
-//! The machine's HPET (IA-PC HPET specification, revision 1.0a, "Register Overview"): a clock of known rate.
+//! The machine's HPET (IA-PC HPET specification, revision 1.0a, "Register Overview"): a clock of known rate, and the
+//! 8254's interrupt given back.
 //!
 //! Owns its registers. Uses the main counter and none of the comparators.
 
@@ -21,6 +22,8 @@ mod register {
 const BLOCK: u64 = 1024;
 /// ENABLE_CNF: the main counter counts.
 const ENABLE: u32 = 1 << 0;
+/// LEG_RT_CNF: comparators 0 and 1 have the interrupts of the 8254 and of the real-time clock.
+const LEGACY_REPLACEMENT: u32 = 1 << 1;
 /// What the period can be: the specification's 100 ns at most, and at least what the 32 bits that are read take seconds
 /// to count through at. Unit: fs.
 const PERIODS: core::ops::RangeInclusive<u32> = 1_000_000..=100_000_000;
@@ -70,6 +73,16 @@ impl Hpet {
     fn write(&mut self, register: usize, value: u32) {
         // SAFETY: as in `read`; what is written starts and stops the counter and touches no memory.
         unsafe { self.registers.add(register).cast::<u32>().write_volatile(value) }
+    }
+
+    /// Gives the 8254 and the real-time clock their interrupts back, where firmware left them to the HPET; whether it had.
+    pub fn end_legacy_replacement(&mut self) -> bool {
+        let configuration = self.read(register::CONFIGURATION);
+        let replaces = configuration & LEGACY_REPLACEMENT != 0;
+        if replaces {
+            self.write(register::CONFIGURATION, configuration & !LEGACY_REPLACEMENT);
+        }
+        replaces
     }
 
     /// Has the main counter count, for as long as what is returned lives.
@@ -147,6 +160,16 @@ mod tests {
             assert_eq!(counting.rate(), Rate { steps: FEMTOSECONDS_PER_SECOND, seconds: 69_841_279 });
             drop(counting);
             assert_eq!(hpet.read(register::CONFIGURATION), before);
+        }
+    }
+
+    #[test]
+    fn the_8254_gets_its_interrupt_back() {
+        for (before, after, replaced) in [(0xf3, 0xf1, true), (0xf1, 0xf1, false), (2, 0, true)] {
+            let mut hpet = Block::new(10_000_000, before);
+            let mut hpet = hpet.hpet().unwrap();
+            assert_eq!(hpet.end_legacy_replacement(), replaced);
+            assert_eq!(hpet.read(register::CONFIGURATION), after);
         }
     }
 

@@ -105,7 +105,10 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     pic::disable();
     let mode = apic::init();
     let cpu = percpu::init(0, apic::id());
-    let hpet = hpet.and_then(Hpet::find);
+    let mut hpet = hpet.and_then(Hpet::find);
+    if hpet.as_mut().is_some_and(Hpet::end_legacy_replacement) {
+        log::info!("firmware had given the 8254's interrupt to the HPET; taken back");
+    }
     let calibration = match timer::calibrate(hpet, acpi.pm_timer) {
         Ok(calibration) => calibration,
         Err(misses) => refuse(format_args!("the time-stamp counter's rate could not be measured: {misses}")),

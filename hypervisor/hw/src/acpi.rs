@@ -30,6 +30,8 @@ pub struct Acpi {
     pub hpet: Option<Hpa>,
     /// The ACPI PM timer.
     pub pm_timer: Option<PmTimer>,
+    /// Firmware asks for x2APIC mode to be left off.
+    pub x2apic_opt_out: bool,
 }
 
 /// Reads the tables that `rsdp` leads to.
@@ -53,7 +55,14 @@ fn collect(tables: &Tables<'_, '_>) -> Acpi {
         madt: Madt::of(tables.find(*b"APIC")),
         hpet: tables.find(*b"HPET").and_then(hpet::address),
         pm_timer: tables.find(*b"FACP").and_then(PmTimer::of_fadt),
+        x2apic_opt_out: tables.find(*b"DMAR").is_some_and(x2apic_opt_out),
     }
+}
+
+/// What a DMAR table says of x2APIC mode: bit 1 of its flags is X2APIC_OPT_OUT (Intel Virtualization Technology for
+/// Directed I/O, "DMA Remapping Reporting Structure").
+fn x2apic_opt_out(dmar: &[u8]) -> bool {
+    dmar.get(37).is_some_and(|flags| flags & 2 != 0)
 }
 
 /// The tables in physical memory.
@@ -170,7 +179,7 @@ mod tests {
     }
 
     fn nothing() -> Acpi {
-        Acpi { madt: Madt::of(None), hpet: None, pm_timer: None }
+        Acpi { madt: Madt::of(None), hpet: None, pm_timer: None, x2apic_opt_out: false }
     }
 
     fn hpet_table(space: u8, address: u64) -> Vec<u8> {
@@ -186,9 +195,17 @@ mod tests {
             [table(b"SSDT", &[0; 9]), table(b"DMAR", &[38, 2]), hpet_table(0, 0xfed0_0000), hpet_table(0, 0xbad0_0000)];
         for revision in [0, 2] {
             let acpi = read(&memory(revision, &tables), RSDP);
-            let expected = Acpi { hpet: Some(Hpa(0xfed0_0000)), ..nothing() };
+            let expected = Acpi { hpet: Some(Hpa(0xfed0_0000)), x2apic_opt_out: true, ..nothing() };
             assert_eq!(acpi, expected, "revision {revision}");
         }
+    }
+
+    #[test]
+    fn only_the_flag_that_says_so_keeps_x2apic_mode_off() {
+        for (flags, opt_out) in [(0, false), (1, false), (2, true), (3, true), (4, false)] {
+            assert_eq!(read(&memory(2, &[table(b"DMAR", &[38, flags])]), RSDP).x2apic_opt_out, opt_out, "{flags}");
+        }
+        assert!(!read(&memory(2, &[table(b"DMAR", &[38])]), RSDP).x2apic_opt_out, "it has no flags");
     }
 
     #[test]

@@ -125,20 +125,30 @@ const fn x2apic(register: u16) -> Msr {
     Msr::new(X2APIC_FIRST + register as u32 / 16)
 }
 
-/// Sets this processor's local APIC up: x2APIC mode where the processor has it, every local source masked but NMI.
-/// Returns the mode. Once for each processor, after the page tables are ours.
-pub fn init() -> Mode {
+/// What IA32_APIC_BASE is to become, by one write after the other, where it is `value`: the local APIC on, in x2APIC mode
+/// where that is on already or `wants_x2apic`. Both bits never change in one write, and x2APIC mode is never left: each is
+/// #GP (SDM vol. 3, "x2APIC State Transitions").
+fn base_writes(value: u64, wants_x2apic: bool) -> [Option<u64>; 2] {
+    let on = value | BASE_ENABLE;
+    let x2apic = on | if wants_x2apic { BASE_X2APIC } else { 0 };
+    [(on != value).then_some(on), (x2apic != on).then_some(x2apic)]
+}
+
+/// Sets this processor's local APIC up, every local source masked but NMI: in x2APIC mode where firmware left it so, or
+/// where the processor has it and firmware does not ask for it to be left off (`opt_out`). Returns the mode. Once for each
+/// processor, after the page tables are ours.
+pub fn init(opt_out: bool) -> Mode {
     let mut base = Msr::new(IA32_APIC_BASE);
-    // SAFETY: every processor with a local APIC has this MSR.
-    let value = unsafe { base.read() };
     let has_x2apic = control::cpuid().get_feature_info().is_some_and(|f| f.has_x2apic());
-    let wanted = value | BASE_ENABLE | if has_x2apic { BASE_X2APIC } else { 0 };
-    if wanted != value {
+    // SAFETY: every processor with a local APIC has this MSR.
+    let mut value = unsafe { base.read() };
+    for wanted in base_writes(value, has_x2apic && !opt_out).into_iter().flatten() {
         // SAFETY: turns the APIC on where it stands, or into x2APIC mode, which the processor has. Interrupts are off.
         unsafe { base.write(wanted) };
+        value = wanted;
     }
     MODE.call_once(|| {
-        if has_x2apic {
+        if value & BASE_X2APIC != 0 {
             Mode::X2Apic
         } else {
             Mode::XApic(paging::map_registers(Hpa(value & BASE_ADDRESS)).expose_provenance())
@@ -254,5 +264,29 @@ fn stop() {
             unsafe { Msr::new(IA32_TSC_DEADLINE).write(0) }
         }
         Timer::OneShot(_) => write(register::INITIAL_COUNT, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the bit of the bootstrap processor.
+    const XAPIC: u64 = 0xfee0_0100 | BASE_ENABLE;
+    const X2APIC: u64 = XAPIC | BASE_X2APIC;
+    const OFF: u64 = XAPIC & !BASE_ENABLE;
+
+    #[test]
+    fn the_local_apic_comes_on_before_x2apic_mode() {
+        assert_eq!(base_writes(OFF, true), [Some(XAPIC), Some(X2APIC)]);
+        assert_eq!(base_writes(OFF, false), [Some(XAPIC), None]);
+        assert_eq!(base_writes(XAPIC, true), [None, Some(X2APIC)]);
+    }
+
+    #[test]
+    fn what_firmware_left_is_kept() {
+        assert_eq!(base_writes(X2APIC, true), [None, None]);
+        assert_eq!(base_writes(X2APIC, false), [None, None]);
+        assert_eq!(base_writes(XAPIC, false), [None, None]);
     }
 }

@@ -103,7 +103,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     idt::init();
     machine_check::enable();
     pic::disable();
-    let mode = apic::init();
+    let mode = apic::init(acpi.x2apic_opt_out);
     let cpu = percpu::init(0, apic::id());
     let mut hpet = hpet.and_then(Hpet::find);
     if hpet.as_mut().is_some_and(Hpet::end_legacy_replacement) {

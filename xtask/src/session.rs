@@ -57,6 +57,7 @@ pub struct Request {
     screen: bool,
     processor_options: Option<String>,
     serial_irq: Option<u8>,
+    machine_options: Option<String>,
     model: Option<&'static str>,
 }
 
@@ -79,6 +80,7 @@ impl Request {
             screen: false,
             processor_options: None,
             serial_irq: None,
+            machine_options: None,
             model: None,
             feature: None,
             instrumented: false,
@@ -174,6 +176,13 @@ impl Request {
         self
     }
 
+    /// With devices of the machine taken away, as QEMU's option has it behind the machine's type: `,hpet=off`.
+    #[must_use]
+    pub fn machine_options(mut self, options: &str) -> Self {
+        self.machine_options = Some(options.to_owned());
+        self
+    }
+
     /// With a processor of this model, as Bochs calls it; else the usual one.
     #[must_use]
     pub fn model(mut self, model: &'static str) -> Self {
@@ -228,6 +237,7 @@ impl Request {
             uefi: (self.firmware == Firmware::Uefi).then(ovmf).transpose()?,
             processor_options: self.processor_options.clone(),
             serial_irq: self.serial_irq,
+            machine_options: self.machine_options.clone(),
             model: self.model,
             monitor: self.screen.then(|| directory.path().join(MONITOR)),
             ..backend::Machine::default()

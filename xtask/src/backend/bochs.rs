@@ -164,6 +164,7 @@ impl Bochs {
     pub fn command(&self, machine: &Machine) -> Result<Command> {
         ensure!(machine.uefi.is_none(), "Bochs starts with a PC's BIOS, not with UEFI");
         ensure!(machine.processor_options.is_none(), "Bochs' processor models have no options");
+        ensure!(machine.machine_options.is_none(), "Bochs' machine has no options");
         ensure!(machine.monitor.is_none(), "Bochs has no monitor");
         ensure!(machine.serial_irq.is_none(), "Bochs' first serial port has the PC's interrupt");
         let configuration = machine.directory.join("bochsrc");

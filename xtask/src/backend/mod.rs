@@ -94,6 +94,8 @@ pub struct Machine {
     pub uefi: Option<PathBuf>,
     /// What follows the processor's model in QEMU's option, with a comma in front, to take features away.
     pub processor_options: Option<String>,
+    /// What follows the machine's type in QEMU's option, with a comma in front, to take devices away.
+    pub machine_options: Option<String>,
     /// The processor's model in Bochs; `None` for the usual one.
     pub model: Option<&'static str>,
     /// Where QEMU's monitor listens, if anywhere: a socket's path.
@@ -115,6 +117,7 @@ impl Default for Machine {
             directory: PathBuf::new(),
             uefi: None,
             processor_options: None,
+            machine_options: None,
             model: None,
             monitor: None,
             first_words: FIRST_WORDS,

@@ -57,9 +57,10 @@ impl Qemu {
             Accelerator::Tcg => ("tcg", TCG_MODEL),
         };
         let model = format!("{model}{}", machine.processor_options.as_deref().unwrap_or_default());
+        let pc = format!("pc{}", machine.machine_options.as_deref().unwrap_or_default());
         command
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(["-machine", "pc", "-accel", accelerator, "-cpu", &model])
+            .args(["-machine", &pc, "-accel", accelerator, "-cpu", &model])
             .args(["-m", &format!("{}M", memory >> 20)])
             .args(["-smp", &cpus.to_string()])
             .args(["-drive", &format!("format=raw,if=ide,file={}", comma_doubled(image))])
@@ -128,17 +129,19 @@ mod tests {
         // The watchdog's non-maskable interrupts come from KVM's 8254, which else waits for an end of the last one.
         assert!(kvm.contains("-global kvm-pit.lost_tick_policy=discard"), "{kvm}");
         let tcg = line(Accelerator::Tcg, &machine);
-        assert!(tcg.contains("-accel tcg -cpu EPYC ") && tcg.contains("-icount shift=3"), "{tcg}");
+        assert!(tcg.contains("-machine pc -accel tcg -cpu EPYC ") && tcg.contains("-icount shift=3"), "{tcg}");
         assert!(!tcg.contains("kvm-pit") && tcg.contains("isa-debug-exit") && !tcg.contains("-monitor"), "{tcg}");
         machine.interactive = true;
         machine.memory = 300 << 30;
         machine.uefi = Some("/ovmf".into());
         machine.processor_options = Some(",svm=off".to_owned());
+        machine.machine_options = Some(",pit=off".to_owned());
         let tcg = line(Accelerator::Tcg, &machine);
         assert!(!tcg.contains("icount"), "a person's time is the wall's: {tcg}");
         let ram = "-object memory-backend-ram,id=ram,size=307200M,reserve=off -machine memory-backend=ram";
         assert!(tcg.contains("-m 307200M ") && tcg.contains(ram), "{tcg}");
         assert!(tcg.contains("-bios /ovmf") && tcg.contains("-cpu EPYC,svm=off "), "{tcg}");
+        assert!(tcg.contains("-machine pc,pit=off "), "{tcg}");
     }
 
     #[test]

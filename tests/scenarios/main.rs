@@ -43,6 +43,7 @@ mod outside;
 mod outside_opinion;
 mod planted_bugs;
 mod polled_serial;
+mod reference_clocks;
 mod refused_bundle;
 mod refused_on_host;
 mod refused_processor;
@@ -68,6 +69,7 @@ fn main() {
         conformance::SCENARIO,
         clocks::SCENARIO,
         clocks::LONG,
+        reference_clocks::SCENARIO,
         triple::SCENARIO,
         outside::SCENARIO,
         outside_opinion::SCENARIO,

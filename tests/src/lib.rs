@@ -64,7 +64,7 @@ pub enum Needs {
     Vmx,
     /// A machine of Bochs', which can be built with somebody in it who looks on.
     Bochs,
-    /// A machine of QEMU's own emulation, for a processor with some feature more or less.
+    /// A machine of QEMU's own emulation, for a processor with some feature, or a PC with some device, more or less.
     Tcg,
 }
 
@@ -110,7 +110,7 @@ fn lacks(needs: Needs, backend: Name) -> Option<&'static str> {
         (Needs::Vmx, Name::BochsSvm | Name::Tcg) => Some("what is written is of VMX"),
         (Needs::Bochs, name) if name != Name::Bochs => Some("nobody can look into it from outside"),
         (Needs::Tcg, name) if name != Name::Tcg => {
-            Some("only QEMU's emulation has processors with single features more or less")
+            Some("only QEMU's emulation has processors with single features, or PCs with single devices, more or less")
         }
         _ => None,
     }

@@ -102,6 +102,14 @@ impl Stage {
         self.start(&Request::text(config, paths::workspace()).serial_irq(irq))
     }
 
+    /// Boots the machines of a configuration on a machine with devices taken away (`,hpet=off`).
+    ///
+    /// # Errors
+    /// As [`Stage::boot`].
+    pub fn boot_on_machine(&self, options: &str, config: &str) -> Result<Running> {
+        self.start(&Request::text(config, paths::workspace()).machine_options(options))
+    }
+
     /// Boots the machines of a configuration on a machine with a processor of this model, as Bochs calls it.
     ///
     /// # Errors

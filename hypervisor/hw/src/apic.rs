@@ -22,6 +22,7 @@ mod register {
     pub const SPURIOUS: u16 = 0xf0;
     pub const IN_SERVICE: u16 = 0x100;
     pub const ERROR_STATUS: u16 = 0x280;
+    pub const INTERRUPT_COMMAND: u16 = 0x300;
     pub const LVT_TIMER: u16 = 0x320;
     pub const LVT_LINT0: u16 = 0x350;
     pub const LVT_LINT1: u16 = 0x360;
@@ -36,6 +37,8 @@ const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const LVT_MASKED: u32 = 1 << 16;
+/// An interrupt command: INIT, asserted, to all but this processor.
+const INIT_OTHERS: u32 = 5 << 8 | 1 << 14 | 3 << 18;
 const LVT_NMI: u32 = 4 << 8;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
 /// Divide configuration: by 16.
@@ -134,7 +137,7 @@ fn base_writes(value: u64, wants_x2apic: bool) -> [Option<u64>; 2] {
     [(on != value).then_some(on), (x2apic != on).then_some(x2apic)]
 }
 
-/// Sets this processor's local APIC up, every local source masked but NMI: in x2APIC mode where firmware left it so, or
+/// Sets this processor's local APIC up, every local source masked but NMI, and stops the others: in x2APIC mode where firmware left it so, or
 /// where the processor has it and firmware does not ask for it to be left off (`opt_out`). Returns the mode. Once for each
 /// processor, after the page tables are ours.
 pub fn init(opt_out: bool) -> Mode {
@@ -154,6 +157,9 @@ pub fn init(opt_out: bool) -> Mode {
             Mode::XApic(paging::map_registers(Hpa(value & BASE_ADDRESS)).expose_provenance())
         }
     });
+    // Firmware may have left them to halt in memory that is anybody's now: from here on they wait for a start-up (SDM vol. 3,
+    // "MP Initialization Protocol Algorithm for MP Systems").
+    write(register::INTERRUPT_COMMAND, INIT_OTHERS);
     write(register::TASK_PRIORITY, 0);
     write(register::LVT_TIMER, LVT_MASKED);
     write(register::LVT_LINT0, LVT_MASKED);

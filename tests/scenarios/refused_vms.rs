@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lamina_tests::{Needs, Running, Scenario, Stage};
-use lamina_vmm::config::{Blob, Boot, Bundle, Vga, VmConfig};
+use lamina_vmm::config::{Blob, Boot, Bundle, Vga, VmConfig, seal};
 
 pub const SCENARIO: Scenario = Scenario { name: "refused_vms", needs: Needs::Machine, limit: 300, long: false, run };
 
@@ -91,5 +91,6 @@ fn with_bad_vms(mut packed: Vec<u8>) -> Result<Vec<u8>> {
     ensure!(end as u64 <= kernel.offset, "the description does not fit before the blobs");
     packed[8..12].copy_from_slice(&u32::try_from(description.len())?.to_le_bytes());
     packed[DESCRIPTION..end].copy_from_slice(&description);
+    seal(&mut packed);
     Ok(packed)
 }

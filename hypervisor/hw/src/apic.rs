@@ -137,9 +137,9 @@ fn base_writes(value: u64, wants_x2apic: bool) -> [Option<u64>; 2] {
     [(on != value).then_some(on), (x2apic != on).then_some(x2apic)]
 }
 
-/// Sets this processor's local APIC up, every local source masked but NMI, and stops the others: in x2APIC mode where firmware left it so, or
-/// where the processor has it and firmware does not ask for it to be left off (`opt_out`). Returns the mode. Once for each
-/// processor, after the page tables are ours.
+/// Sets this processor's local APIC up, every local source masked but NMI: in x2APIC mode where firmware left it so, or
+/// where the processor has it and firmware does not ask for it to be left off (`opt_out`). Has all other processors wait
+/// for a start-up. Returns the mode. Once, after the page tables are ours.
 pub fn init(opt_out: bool) -> Mode {
     let mut base = Msr::new(IA32_APIC_BASE);
     let has_x2apic = control::cpuid().get_feature_info().is_some_and(|f| f.has_x2apic());

@@ -149,8 +149,8 @@ static IDT: Once<InterruptDescriptorTable> = Once::new();
 /// The one before, whose handlers run by the loader's code segment and on the stack that is in use.
 static EARLY: Once<InterruptDescriptorTable> = Once::new();
 
-/// First of all: interrupts off, whatever the loader left, and a table in which exceptions are told. Until [`init`], only
-/// a stack that overflows ends the machine without a word.
+/// First of all: interrupts off, whatever the loader left, and a table in which exceptions are told. It holds
+/// while the loader's page tables do, which have its segments; and a stack that overflows ends the machine without a word.
 pub fn init_early() {
     x86_64::instructions::interrupts::disable();
     // So that nobody takes what firmware left for this processor's structure.

@@ -48,9 +48,9 @@ pub fn dispatch(vector: u8) {
     apic::end_of_interrupt();
 }
 
-/// Takes the interrupts that are pending. An interrupt ends a guest's run, so none should be; but Bochs keeps masking
-/// them in a guest with IF clear when they were masked here last, until that guest changes IF. One that never does would
-/// cut the console off.
+/// Takes the interrupts that are pending. An interrupt ends a guest's run, so none should be; but a Bochs that the set-up
+/// has not built keeps masking them in a guest with IF clear when they were masked here last, until that guest changes IF.
+/// One that never does would cut the console off.
 pub fn accept_pending() {
     enable();
     // The instruction behind STI still runs with interrupts blocked.

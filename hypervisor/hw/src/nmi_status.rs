@@ -92,8 +92,8 @@ pub struct Earlier {
     pub stays: bool,
 }
 
-/// Has the machine forget what failed before now, if anything did, and returns it. Once, before the watchdog is
-/// started: else its first tick would end the machine for what the firmware has left.
+/// Has the machine forget what failed before now, if anything did, and returns it. Once, before
+/// non-maskable interrupts are let in: else the first would end the machine for what the firmware has left.
 pub fn forget_earlier() -> Option<Earlier> {
     let value = read();
     let failure = decode(value, SERR | IOCHK)?;

@@ -1,11 +1,11 @@
 //! The hypervisor's own page tables (SDM vol. 3, "4-Level Paging").
 //!
-//! Owns the tables and the hypervisor's virtual address space:
+//! Owns the tables, the host's IA32_PAT, and the hypervisor's virtual address space:
 //! - [`DIRECT_MAP`]: all memory that no VM may have, never executable; read-only where the hypervisor's code and
 //!   constants and the bundle are;
 //! - [`WINDOWS`]: what the hypervisor is using of VMs' memory ([`crate::window`]), never executable;
 //! - [`STACKS`]: the boot stack, then one stack after the other with an unmapped page on both sides of each;
-//! - [`DEVICES`]: registers of devices, uncached;
+//! - [`DEVICES`]: registers of devices, uncacheable, and the framebuffer, write-combining;
 //! - the image, as the loader mapped it.
 //!
 //! Nothing else is mapped, page 0 least of all, and no page is both writable and executable.
@@ -43,7 +43,7 @@ const CONSTANT: Flags = Flags::PRESENT.union(Flags::NO_EXECUTE).union(Flags::GLO
 const REGISTERS: Flags = DATA.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH);
 /// PWT alone selects entry 1: stores may be combined on their way, and are many times as fast.
 const PICTURE: Flags = DATA.union(Flags::WRITE_THROUGH);
-/// IA32_PAT, entry 0 in the lowest byte: write-back, write-combining, uncached, uncacheable, and again with write-through
+/// IA32_PAT, entry 0 in the lowest byte: WB, WC, UC-, UC, and again with WT
 /// second, as after reset (SDM vol. 3, "Page Attribute Table (PAT)").
 const MEMORY_TYPES: u64 = 0x0007_0406_0007_0106;
 

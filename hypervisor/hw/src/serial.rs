@@ -85,12 +85,14 @@ pub fn enable_interrupts() -> bool {
     SERIAL.lock().begin_interrupts();
     let (start, trial) = (timer::now(), timer::frequency().ticks_in_ns(TRIAL_NS));
     loop {
+        // Before the look: whoever has the processor taken away in between finds the interrupt all the same.
+        let is_over = timer::now().since(start) > trial;
         // Its handler takes the lock.
         interrupts::accept_pending();
         if count.load(Ordering::Relaxed) != before {
             return true;
         }
-        if timer::now().since(start) > trial {
+        if is_over {
             poll();
             return false;
         }

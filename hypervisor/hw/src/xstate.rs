@@ -103,7 +103,8 @@ fn xcr0() -> u64 {
 /// While no guest's state is in the registers.
 pub fn overwrite_pointers() {
     static OPERAND: i32 = 0;
-    // SAFETY: the registers are about to be loaded; before that, no exception waits and none is left on their stack.
+    // SAFETY: nothing of ours is in the registers, nor is the value that is left on their stack anybody's: this target's
+    // code uses none of them, and whoever comes in loads all.
     unsafe { asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) &raw const OPERAND, options(nostack, readonly)) };
 }
 

@@ -90,6 +90,11 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     // SAFETY: called once, with the loader's tables current; image, stack and direct map hold all that is still used:
     // `boot` is not touched any more.
     let image_pages = unsafe { paging::activate(&space) };
+    // At once: the early table needs the loader's segments, which lie in what is not mapped any more.
+    gdt::init();
+    idt::init();
+    // Before the first source of non-maskable interrupts is let in.
+    let earlier = nmi_status::forget_earlier();
     if let Some((hpa, layout)) = framebuffer
         && let Some(length) = layout.bytes()
     {
@@ -99,8 +104,6 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     }
     log::debug!("page tables: {image_pages} pages of image, {:?}", control::protections());
 
-    gdt::init();
-    idt::init();
     machine_check::enable();
     pic::disable();
     let mode = apic::init(acpi.x2apic_opt_out);
@@ -121,7 +124,7 @@ pub fn bring_up(boot: &'static mut BootInfo, heap: &'static KernelHeap) -> Ready
     let mut io_apics = ioapic::init(&acpi.madt);
     log::debug!("{} processors, {io_apics:?}", acpi.madt.processors);
     start_serial(&mut io_apics, &acpi.madt, cpu.lapic_id);
-    if let Some(Earlier { failure, stays }) = nmi_status::forget_earlier() {
+    if let Some(Earlier { failure, stays }) = earlier {
         let further = if stays { ", and is not looked at further: port 0x61 goes on telling of it" } else { "" };
         log::warn!("the machine has told of {failure} before now{further}");
     }

@@ -1,8 +1,8 @@
 //! The bundle: what the host packs for the hypervisor, as one ramdisk.
 //!
-//! Layout: [`MAGIC`] (8 bytes), length of the description (u32, little-endian), CRC-32 of all that follows (u32), the description
-//! ([`Bundle`], postcard), then the blobs, each starting at a multiple of 4096 bytes from the bundle's start. The host
-//! validates before it packs; the hypervisor validates again and trusts nothing.
+//! Layout: [`MAGIC`] (8 bytes), length of the description (u32, little-endian), CRC-32 of all that follows (u32), the
+//! description ([`Bundle`], postcard), then the blobs, each starting at a multiple of 4096 bytes from the bundle's start.
+//! The host validates before it packs; the hypervisor validates again and trusts nothing.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,7 +16,7 @@ mod pack;
 mod validate;
 
 pub use media::{MediumError, check_cdrom, check_firmware, check_vga_bios};
-pub use pack::{BundleError, blob_bytes, check, encode, parse};
+pub use pack::{BundleError, blob_bytes, check, encode, parse, seal};
 pub use validate::{ConfigError, NameError, validate, validate_name};
 
 /// First bytes of a bundle; the last two are the format's version.

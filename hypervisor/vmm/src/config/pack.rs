@@ -76,7 +76,8 @@ impl Header {
     }
 }
 
-/// Whether the bundle `bytes` is whole: firmware may give less of a file than it says.
+/// Whether all that follows the header of the bundle `bytes` is as it was packed: firmware may give less of a file than it
+/// says.
 ///
 /// # Errors
 /// [`BundleError::Damaged`], and what is wrong with the header.
@@ -84,6 +85,13 @@ pub fn check(bytes: &[u8]) -> Result<(), BundleError> {
     let Header { checksum: packed, .. } = Header::of(bytes)?;
     let found = crc32fast::hash(&bytes[HEADER_SIZE..]);
     if found == packed { Ok(()) } else { Err(BundleError::Damaged { packed, found }) }
+}
+
+/// Writes the checksum of what follows the header of the bundle `bytes`; nothing where there is no header.
+pub fn seal(bytes: &mut [u8]) {
+    if let Some((header, rest)) = bytes.split_first_chunk_mut::<HEADER_SIZE>() {
+        header[HEADER_SIZE - 4..].copy_from_slice(&crc32fast::hash(rest).to_le_bytes());
+    }
 }
 
 /// The description in the bundle `bytes`. What it says of each VM is still to be checked, by [`super::validate`].
@@ -141,8 +149,7 @@ pub fn encode(images: &[&[u8]], describe: impl Fn(&[Blob]) -> Bundle) -> Result<
             bytes.resize(offset, 0);
             bytes.extend_from_slice(image);
         }
-        let checksum = crc32fast::hash(&bytes[HEADER_SIZE..]);
-        bytes[HEADER_SIZE - 4..HEADER_SIZE].copy_from_slice(&checksum.to_le_bytes());
+        seal(&mut bytes);
         return Ok(bytes);
     }
 }

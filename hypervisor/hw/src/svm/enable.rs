@@ -90,9 +90,7 @@ impl Found {
     }
 }
 
-/// CPUID leaf of extended features, whose EBX has XSaveErPtr: XRSTOR always loads the x87 error pointers (APM vol. 3,
-/// "Fn8000_0008_EBX").
-const FEATURES_LEAF: u32 = 0x8000_0008;
+/// CPUID leaf 0x80000008, EBX: XSaveErPtr: XRSTOR always loads the x87 error pointers (APM vol. 3, "Fn8000_0008_EBX").
 const ERROR_POINTERS: u32 = 1 << 2;
 
 /// What every virtual processor refers to; lives as long as the machine.
@@ -149,9 +147,9 @@ impl Svm {
         // SAFETY: the area is a page of ours that nobody else touches from here on.
         unsafe { Msr::new(msr::VM_HSAVE_PA).write(save_area.hpa().0) };
         serialize_lfence();
-        let restores_pointers = highest >= FEATURES_LEAF && cpuid_count(FEATURES_LEAF, 0).ebx & ERROR_POINTERS != 0;
         xstate::enable();
-        let plan = plan(wanted, &speculation::enumerated());
+        let enumerated = speculation::enumerated();
+        let plan = plan(wanted, &enumerated);
         speculation::begin(&plan);
         let mut host = VmcbPage::new();
         save_host(&mut host);
@@ -159,7 +157,7 @@ impl Svm {
             capabilities,
             largest_page: if control::has_huge_pages() { FrameSize::Size1G } else { FrameSize::Size2M },
             tsc_aux,
-            keeps_pointers: !restores_pointers,
+            keeps_pointers: enumerated.leaf8_ebx & ERROR_POINTERS == 0,
             is_qemu: cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU),
             plan,
             msr_map: bitmaps::msr(tsc_aux),

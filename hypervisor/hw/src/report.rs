@@ -155,17 +155,21 @@ fn last_exit() -> Option<(&'static str, u64)> {
 
 fn say_last_exit() {
     if let Some((kind, rip)) = last_exit() {
-        let vm = percpu::try_current().map_or(0, |cpu| cpu.current_vm.load(Ordering::Relaxed));
+        let (_, vm) = here();
         say(format_args!("last exit of a guest: VM {vm}, {kind}, rip {rip:#x}"));
     }
+}
+
+/// This processor's number, and that of the VM that it last entered; 0 for each where it has no structure yet.
+fn here() -> (u32, u16) {
+    percpu::try_current().map_or((0, 0), |cpu| (cpu.id, cpu.current_vm.load(Ordering::Relaxed)))
 }
 
 /// Reports an exception of the hypervisor's own and ends the machine.
 pub fn exception(frame: &TrapFrame) -> ! {
     begin();
     let name = NAMES.get(usize::try_from(frame.vector).unwrap_or(usize::MAX)).copied().unwrap_or("unknown");
-    let cpu = percpu::try_current();
-    let (id, vm) = cpu.map_or((0, 0), |cpu| (cpu.id, cpu.current_vm.load(Ordering::Relaxed)));
+    let (id, vm) = here();
     say(format_args!("exception {} ({name}), error code {:#x}, processor {id}, VM {vm}", frame.vector, frame.error));
     let cr2 = Cr2::read_raw();
     if matches!(frame.vector, 8 | 14) {
@@ -195,8 +199,7 @@ pub fn exception(frame: &TrapFrame) -> ! {
 /// Reports that the machine itself has failed, as a non-maskable interrupt told, and ends it.
 pub fn machine_failure(frame: &TrapFrame, failure: Failure) -> ! {
     begin();
-    let cpu = percpu::try_current();
-    let (id, vm) = cpu.map_or((0, 0), |cpu| (cpu.id, cpu.current_vm.load(Ordering::Relaxed)));
+    let (id, vm) = here();
     say(format_args!("the machine has failed: NMI by {failure}, processor {id}, VM {vm}"));
     registers(frame);
     backtrace(Some(frame.rip), frame.rbp);
